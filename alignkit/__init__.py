@@ -1,0 +1,91 @@
+"""Aligns text-to-image diffusion models to human preferences. What a plugin author imports is named here, lazily."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from alignkit.hookspecs import Paper, hookimpl
+
+if TYPE_CHECKING:
+    from alignkit.components import (
+        Backbone,
+        Conditioner,
+        Denoiser,
+        Objective,
+        PairSource,
+        Reference,
+        Reward,
+        Sampler,
+        Weighting,
+    )
+    from alignkit.types import (
+        Batch,
+        Encoded,
+        Key,
+        Loss,
+        Noised,
+        PairRecord,
+        Sample,
+        Schedule,
+        Scored,
+        Weights,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "alignkit.components": (
+        "Backbone",
+        "Conditioner",
+        "Denoiser",
+        "Objective",
+        "PairSource",
+        "Reference",
+        "Reward",
+        "Sampler",
+        "Weighting",
+    ),
+    "alignkit.types": (
+        "Batch",
+        "Encoded",
+        "Key",
+        "Loss",
+        "Noised",
+        "PairRecord",
+        "Sample",
+        "Schedule",
+        "Scored",
+        "Weights",
+    ),
+}
+
+__all__ = [
+    "Backbone",
+    "Batch",
+    "Conditioner",
+    "Denoiser",
+    "Encoded",
+    "Key",
+    "Loss",
+    "Noised",
+    "Objective",
+    "PairRecord",
+    "PairSource",
+    "Paper",
+    "Reference",
+    "Reward",
+    "Sample",
+    "Sampler",
+    "Schedule",
+    "Scored",
+    "Weighting",
+    "Weights",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes a second to import: `alignkit --help` must not wait for it
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'alignkit' has no attribute {name!r}")

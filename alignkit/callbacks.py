@@ -1,0 +1,188 @@
+"""What needs the Trainer: averaged weights, sample grids, throughput, the progress bar."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from alignkit.data import AlignData
+from alignkit.evaluation.compare import draw
+from alignkit.evaluation.sheet import contact_sheet, to_pictures
+from alignkit.module import AlignModule
+from alignkit.types import Batch
+
+
+class EMA(pl.Callback):
+    """Exponential moving average of the policy's trainable weights, used for validation and for what a run leaves.
+
+    Training goes on with the raw weights. Name it before other callbacks that look at the policy.
+
+    Args:
+        decay: share of the old average that a step keeps, in (0, 1); early on less, so that the start is
+            forgotten.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"EMA: decay must be between 0 and 1, got {decay}")
+        self.decay = decay
+        self._average: dict[str, Tensor] = {}
+        self._step = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._average:
+            self._average = {name: p.detach().clone() for name, p in _trainable(pl_module)}
+            self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
+        decay = min(self.decay, (1 + self._step) / (10 + self._step))
+        with torch.no_grad():
+            for name, parameter in _trainable(pl_module):
+                self._average[name] = self._average[name].to(parameter.device).lerp_(parameter, 1 - decay)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+        self._average = {}  # from here on the policy is its average
+
+    def _swap(self, module: pl.LightningModule) -> None:
+        with torch.no_grad():
+            for name, parameter in _trainable(module):
+                if name in self._average:
+                    raw = parameter.clone()
+                    parameter.copy_(self._average[name])
+                    self._average[name] = raw
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self._average, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._average, self._step = state_dict["average"], state_dict["step"]
+
+
+class SampleGrid(pl.Callback):
+    """Draws the same held-out prompts with the same seeds every so often, base above policy, into TensorBoard.
+
+    Args:
+        every: optimizer steps between two grids.
+        num_prompts: columns of the grid; 0 draws none.
+        num_steps: DDIM steps per image.
+        guidance: weight of classifier-free guidance.
+        seed: seed of the first image.
+    """
+
+    def __init__(
+        self,
+        every: int = 100,
+        num_prompts: int = 8,
+        num_steps: int = 20,
+        guidance: float = 7.5,
+        seed: int = 2000,
+    ) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"SampleGrid: every must be at least 1, got {every}")
+        self.every, self.num_prompts = every, num_prompts
+        self.num_steps, self.guidance, self.seed = num_steps, guidance, seed
+        self._base: Tensor | None = None
+        self._drawn_at = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        due = trainer.global_step % self.every == 0 and trainer.global_step != self._drawn_at
+        data, logger = trainer.datamodule, trainer.logger  # type: ignore[attr-defined]
+        if not due or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
+            return
+        assert isinstance(pl_module, AlignModule)
+        assert pl_module.policy is not None
+        assert isinstance(data, AlignData)
+        self._drawn_at = trainer.global_step
+        prompts = data.held_out_prompts()[: self.num_prompts]
+        if not prompts:
+            return
+        if self._base is None:
+            with pl_module.reference_network() as reference:
+                self._base = self._drawn(pl_module, reference, prompts)
+        with _evaluating(pl_module.policy):
+            drawn = self._drawn(pl_module, pl_module.policy, prompts)
+        sheet = contact_sheet([to_pictures(row) for row in (self._base, drawn)], ["base", "policy"], prompts)
+        logger.experiment.add_image("samples", np.asarray(sheet), trainer.global_step, dataformats="HWC")
+
+    def _drawn(self, module: AlignModule, network: torch.nn.Module, prompts: list[str]) -> Tensor:
+        return draw(
+            module.backbone,
+            network,
+            prompts,
+            images_per_prompt=1,
+            seed=self.seed,
+            num_steps=self.num_steps,
+            guidance=self.guidance,
+            label="",
+        )[:, 0]
+
+
+class Throughput(pl.Callback):
+    """Logs and shows pairs per second, over all devices, since the last line that was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since, self._pairs = time.monotonic(), 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since, self._pairs = time.monotonic(), 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        elapsed = time.monotonic() - self._since
+        if self._pairs and elapsed > 1:
+            pl_module.log("pairs/s", self._pairs / elapsed, prog_bar=True)
+            self._since, self._pairs = time.monotonic(), 0
+        self._pairs += len(batch.prompts) * trainer.world_size
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich bar with time spent, time left and the figures that matter here."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
+
+
+def _trainable(module: pl.LightningModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    assert isinstance(module, AlignModule)
+    assert module.policy is not None
+    return ((name, p) for name, p in module.policy.named_parameters() if p.requires_grad)
+
+
+@contextmanager
+def _evaluating(network: torch.nn.Module) -> Iterator[None]:
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)

@@ -1,0 +1,131 @@
+"""The command line: answers `--help` and `list` at once, and imports torch only for what needs it."""
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from alignkit import __version__, catalog
+from alignkit.catalog import Catalog, CatalogError
+from alignkit.configfiles import ConfigNotFoundError, packaged_configs
+from alignkit.hookspecs import KINDS
+
+COMMANDS = {
+    "fit": "align a model: alignkit fit --config dmpo.yaml",
+    "validate": "score a checkpoint on held-out pairs and prompts",
+    "generate": "draw pictures with a run's model, base beside aligned",
+    "list": "list what is installed; --configs lists the packaged configs, --papers their table",
+}
+USAGE = (
+    "usage: alignkit [-p no:PLUGIN] [--debug] COMMAND [options]\n\n"
+    "Aligns text-to-image diffusion models to human preferences.\n\ncommands:\n"
+    + "".join(f"  {name:10} {text}\n" for name, text in COMMANDS.items())
+    + textwrap.dedent("""
+    options:
+      -p no:PLUGIN  go on without a plugin, by its name or its distribution's
+      --debug       show the traceback of an error
+      --version     print the version
+      -h, --help    print this; alignkit COMMAND --help explains a command
+
+    Try it: alignkit fit --config dmpo.yaml
+    """)
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 2 for a user's mistake, told in a few lines."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    blocked: list[str] = []
+    while arguments[:1] == ["-p"]:
+        if len(arguments) < 2 or not arguments[1].startswith("no:"):
+            return fail("-p takes no:PLUGIN, such as: alignkit -p no:acme list")
+        blocked.append(arguments[1].removeprefix("no:"))
+        arguments = arguments[2:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"alignkit {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        return fail(f"unknown command {arguments[0]!r}; the commands are {', '.join(COMMANDS)}")
+    try:
+        found = catalog.discover(blocked)
+        return run(found, arguments[0], arguments[1:], debug)
+    except (CatalogError, ConfigNotFoundError) as error:
+        if debug:
+            raise
+        return fail(str(error))
+
+
+def run(found: Catalog, command: str, arguments: list[str], debug: bool) -> int:
+    """Dispatches a command."""
+    catalog.print_failures(found)
+    if command == "list":
+        return list_installed(found, arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
+    if command == "generate":
+        from alignkit.generate import generate  # torch is imported only by the commands that need it
+
+        return generate(found, arguments, debug)
+    from alignkit.training import train  # as above
+
+    return train(found, command, arguments, debug)
+
+
+def list_installed(found: Catalog, arguments: list[str]) -> int:
+    """Prints components, configs or papers."""
+    if arguments and arguments not in (["--configs"], ["--papers"]):
+        if arguments[0] in ("-h", "--help"):
+            print(
+                "usage: alignkit list [--configs | --papers]\n\nLists components, packaged configs, or
+                papers."
+            )
+            return 0
+        return fail(f"alignkit list takes --configs or --papers, got {' '.join(arguments)!r}")
+    if arguments == ["--configs"]:
+        for name, path in packaged_configs().items():
+            print(f"{name:32} {headline(path.read_text(encoding='utf-8'))}")
+    elif arguments == ["--papers"]:
+        print(papers_table(found))
+    else:
+        sources = {name: f"{paper.authors}, {paper.year}" for p in found.papers.values() for paper in p
+                   for name in paper.components}  # fmt: skip
+        print(f"{'kind':12} {'name':20} {'plugin':16} {'distribution':24} paper")
+        for kind in KINDS:
+            for name in found.names(kind):
+                component = found.components[kind, name]
+                line = f"{kind:12} {name:20} {component.plugin:16} {component.distribution:24} {sources.get(name, '')}"
+                print(line.rstrip())
+    return 1 if found.failures else 0
+
+
+def headline(text: str) -> str:
+    """What a config's first comment says it is."""
+    return text.split("\n", 1)[0].lstrip("# ") if text.startswith("#") else ""
+
+
+def papers_table(found: Catalog) -> str:
+    """The table of papers as the README shows it, in Markdown."""
+    lines = ["| paper | component | plugin | configs | where it deviates |", "|---|---|---|---|---|"]
+    for plugin, papers in found.papers.items():
+        for paper in papers:
+            configs = "<br>".join(f"`{config}`" for config in paper.configs)
+            deviations = " ".join(paper.deviations) or "nowhere known"
+            components = ", ".join(f"`{name}`" for name in paper.components)
+            cite = f"[{paper.title}]({paper.url}) ({paper.authors}, {paper.year})"
+            lines.append(f"| {cite} | {components} | `{plugin}` | {configs} | {deviations} |")
+    return "\n".join(lines)
+
+
+def fail(message: str) -> int:
+    """Prints an error of at most five lines; returns the exit code of a user's mistake."""
+    lines = f"alignkit: error: {message}".splitlines()
+    print("\n".join(lines[:5]), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

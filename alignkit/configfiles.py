@@ -1,0 +1,39 @@
+"""Where the configs of alignkit are: in ``configs/`` of a checkout, in ``alignkit/configs/`` of a wheel (setup.py)."""
+
+import difflib
+import os
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+_FOLDERS = (_HERE / "configs", _HERE.parent / "configs")
+
+
+class ConfigNotFoundError(FileNotFoundError):
+    """No config has this name; the message says which come near."""
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Configs that come with alignkit, by their name within ``configs/``, such as ``emoji/vae.yaml``; sorted."""
+    # in that order: beside an installed package, `configs/` would be a stranger's
+    folder = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """Finds a config: a file of that path, seen from the current folder, or else a packaged config of that name.
+
+    Raises:
+        ConfigNotFoundError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = packaged_configs()
+    if path.as_posix() in packaged:
+        return packaged[path.as_posix()]
+    near = difflib.get_close_matches(path.as_posix(), packaged, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ConfigNotFoundError(
+        f"no config {path.as_posix()!r}: no such file in {Path.cwd()}, and none comes with alignkit{hint}\n"
+        f"With alignkit come: {', '.join(packaged) or 'none'}"
+    )

@@ -1,0 +1,149 @@
+"""Held-out evaluation at the end of a run, and what a run leaves in its folder."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torchmetrics import Metric
+
+from alignkit.components import Reward
+from alignkit.data import AlignData
+from alignkit.evaluation.compare import compare, draw, judge, table
+from alignkit.evaluation.sheet import contact_sheet, to_pictures
+from alignkit.module import AlignModule
+
+SUMMARY = "summary.json"
+SHEET = "before_after.png"
+
+
+class Evaluation(pl.Callback):
+    """Generates for held-out prompts with base and aligned model, scores both, and writes figures, pictures and weights.
+
+    Args:
+        rewards: judges of single images.
+        metrics: figures over all images of one prompt, such as diversity.
+        max_prompts: how many held-out prompts are used, evenly spread; 0 generates and scores nothing.
+        images_per_prompt: images of each prompt; the same seeds for both models.
+        num_steps: DDIM steps per image.
+        guidance: weight of classifier-free guidance; 1 switches it off.
+        seed: seed of the first image.
+        sheet_prompts: how many prompts the picture shows.
+    """
+
+    def __init__(
+        self,
+        rewards: list[Reward] | None = None,
+        metrics: list[Metric] | None = None,
+        max_prompts: int = 64,
+        images_per_prompt: int = 4,
+        num_steps: int = 20,
+        guidance: float = 7.5,
+        seed: int = 1000,
+        sheet_prompts: int = 10,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("max_prompts", max_prompts, 0),
+            ("images_per_prompt", images_per_prompt, 1),
+            ("num_steps", num_steps, 1),
+        ):
+            if value < least:
+                raise ValueError(f"Evaluation: {name} must be at least {least}, got {value}")
+        self.rewards, self.metrics = rewards or [], metrics or []
+        self.max_prompts, self.images_per_prompt, self.sheet_prompts = (
+            max_prompts,
+            images_per_prompt,
+            sheet_prompts,
+        )
+        self.num_steps, self.guidance, self.seed = num_steps, guidance, seed
+        self._started = time.monotonic()
+        self._facts: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the trained network; the command validates and so evaluates it next."""
+        assert isinstance(pl_module, AlignModule)
+        assert pl_module.policy is not None
+        self._facts = {
+            "steps": trainer.global_step,
+            "train_seconds": round(time.monotonic() - self._started, 1),
+        }
+        if trainer.is_global_zero:
+            pl_module.backbone.save(pl_module.policy, _folder(trainer))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, AlignModule)
+        if trainer.state.fn == "validate" and trainer.is_global_zero:
+            self.evaluate(trainer, pl_module)
+
+    def evaluate(self, trainer: pl.Trainer, module: AlignModule) -> None:
+        """Writes ``summary.json`` and ``before_after.png``, and prints the comparison."""
+        folder = _folder(trainer)
+        summary: dict[str, Any] = {
+            "objective": type(module.objective).__name__,
+            **self._facts,
+            "held_out": {
+                name.removeprefix("val/"): round(float(value), 6)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("val/")
+            },
+        }
+        prompts = self._prompts(trainer.datamodule)  # type: ignore[attr-defined]
+        if prompts:
+            summary |= self._compared(module, prompts, folder)
+        summary["peak_memory_gb"] = round(_peak_memory_gb(), 2)
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        rank_zero_info(f"this run is in {folder}")
+
+    def _prompts(self, data: object) -> list[str]:
+        prompts = data.held_out_prompts() if isinstance(data, AlignData) else []
+        count = min(self.max_prompts, len(prompts))
+        return [prompts[i * len(prompts) // count] for i in range(count)]
+
+    def _compared(self, module: AlignModule, prompts: list[str], folder: Path) -> dict[str, Any]:
+        options = {
+            "images_per_prompt": self.images_per_prompt,
+            "seed": self.seed,
+            "num_steps": self.num_steps,
+            "guidance": self.guidance,
+        }
+        assert module.policy is not None
+        module.eval()
+        with module.reference_network() as reference:
+            base = draw(module.backbone, reference, prompts, **options, label="base")  # type: ignore[arg-type]
+        aligned = draw(module.backbone, module.policy, prompts, **options, label="aligned")  # type: ignore[arg-type]
+        shown = torch.arange(min(self.sheet_prompts, len(prompts))) * len(prompts) // self.sheet_prompts
+        sheet = contact_sheet(
+            [to_pictures(image[shown, 0]) for image in (base, aligned)],
+            ["base", "aligned"],
+            [prompts[i] for i in shown.tolist()],
+        )
+        sheet.save(folder / SHEET)
+        scores = [
+            judge(image, prompts, rewards=self.rewards, metrics=self.metrics) for image in (base, aligned)
+        ]
+        report = compare(*scores)
+        rank_zero_info(
+            f"{len(prompts)} held-out prompts x {self.images_per_prompt}, mean [95 % interval]\n{table(report)}"
+        )
+        return {"prompts": prompts, **options, "scores": report}
+
+
+def _folder(trainer: pl.Trainer) -> Path:
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _peak_memory_gb() -> float:
+    """Largest resident size of this process so far, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9

@@ -1,0 +1,102 @@
+"""Base against aligned, paired by prompt and seed. Suffixes: P prompts; M images of a prompt; N = P*M; C H W."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from alignkit.components import Backbone, Reward
+from alignkit.evaluation.bootstrap import Interval, bootstrap
+
+Scores = Mapping[str, NDArray[np.float64]]
+
+
+def draw(
+    backbone: Backbone,
+    network: nn.Module,
+    prompts: Sequence[str],
+    *,
+    images_per_prompt: int,
+    seed: int,
+    num_steps: int,
+    guidance: float,
+    batch_size: int = 32,
+    label: str = "generating",
+) -> Tensor:
+    """Generates images in [0, 1] of every prompt, (P, M, C, H, W); image m of prompt p has a seed of its own."""
+    asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+    seeds = [seed * 1_000_003 + i for i in range(len(asked))]
+    quiet = getattr(rank_zero_only, "rank", 0) != 0 or not label
+    parts = [
+        backbone.generate(
+            network,
+            asked[start : start + batch_size],
+            seeds=seeds[start : start + batch_size],
+            num_steps=num_steps,
+            guidance=guidance,
+        ).cpu()
+        for start in track(range(0, len(asked), batch_size), label, disable=quiet, transient=True)
+    ]
+    image_NCHW = torch.cat(parts)
+    return image_NCHW.view(len(prompts), images_per_prompt, *image_NCHW.shape[1:])
+
+
+@torch.no_grad()
+def judge(
+    image_PMCHW: Tensor, prompts: Sequence[str], *, rewards: Sequence[Reward], metrics: Sequence[Metric]
+) -> Scores:
+    """One figure per prompt and judge, under the judge's class name."""
+    repeated = [prompt for prompt in prompts for _ in range(image_PMCHW.shape[1])]
+    scores: dict[str, NDArray[np.float64]] = {}
+    for reward in rewards:
+        reward_N = reward(image_PMCHW.flatten(0, 1), repeated)
+        scores[type(reward).__name__] = reward_N.view(image_PMCHW.shape[:2]).mean(1).double().numpy()
+    for metric in metrics:
+        values = []
+        for prompt, image_MCHW in zip(prompts, image_PMCHW, strict=True):
+            metric.reset()
+            metric.update(image_MCHW, [prompt] * len(image_MCHW))
+            values.append(float(metric.compute()))
+        scores[type(metric).__name__] = np.array(values)
+    return scores
+
+
+def compare(base: Scores, aligned: Scores) -> dict[str, dict[str, Any]]:
+    """For every judge: both means, their paired difference, and the share of prompts where the aligned model wins.
+
+    A judge that is positive throughout, such as a similarity, also gets the ratio of the means.
+    """
+    report: dict[str, dict[str, Any]] = {}
+    for name, base_P in base.items():
+        aligned_P = aligned[name]
+        won_P = (aligned_P > base_P) + 0.5 * (aligned_P == base_P)
+        report[name] = {
+            "base": bootstrap(base_P)._asdict(),
+            "aligned": bootstrap(aligned_P)._asdict(),
+            "difference": bootstrap(aligned_P - base_P)._asdict(),
+            "win_rate": bootstrap(won_P)._asdict(),
+        }
+        if min(base_P.min(), aligned_P.min()) > 0:
+            report[name]["ratio"] = float(aligned_P.mean() / base_P.mean())
+    return report
+
+
+def table(report: Mapping[str, Mapping[str, Any]]) -> str:
+    """The comparison as lines of text."""
+    lines = [f"{'':20}{'base':>24}{'aligned':>24}{'difference':>24}{'wins':>7}"]
+    for name, figures in report.items():
+        cells = [_cell(Interval(**figures[part])) for part in ("base", "aligned", "difference")]
+        lines.append(
+            f"{name:20}" + "".join(f"{cell:>24}" for cell in cells) + f"{figures['win_rate']['mean']:>7.0%}"
+        )
+    return "\n".join(lines)
+
+
+def _cell(interval: Interval) -> str:
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -1,0 +1,97 @@
+"""What is pluggable: every hook of alignkit, and nothing else.
+
+A plugin is a module that a distribution names in the entry-point group ``alignkit``. It implements any of the
+hooks below; each is called once, at start-up, takes no arguments today and answers with *names*: a mapping
+from the name that a config uses to ``"package.module:Class"``, which is imported when it is chosen. So a
+plugin's top module imports nothing heavy, and the name is the name of the class.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import pluggy
+
+GROUP = "alignkit"
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+class Paper(NamedTuple):
+    """Where a plugin's method comes from.
+
+    Args:
+        title: title of the paper.
+        authors: such as "Wallace et al."
+        year: of the first public version.
+        url: where it can be read.
+        components: names of the components that implement it.
+        configs: packaged configs that run it.
+        deviations: where the plugin leaves the paper, or had to derive what could not be found, one sentence
+            each.
+    """
+
+    title: str
+    authors: str
+    year: int
+    url: str
+    components: tuple[str, ...]
+    configs: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
+
+
+@hookspec
+def alignkit_objectives() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Losses over the scored candidates of a prompt: subclasses of ``alignkit.Objective``."""
+
+
+@hookspec
+def alignkit_weightings() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Weights and margins of prompts: subclasses of ``alignkit.Weighting``."""
+
+
+@hookspec
+def alignkit_samplers() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Which points on which path the networks are asked about: subclasses of ``alignkit.Sampler``."""
+
+
+@hookspec
+def alignkit_conditioners() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """What the policy is told besides the prompt: subclasses of ``alignkit.Conditioner``."""
+
+
+@hookspec
+def alignkit_backbones() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Adapters around text-to-image models: subclasses of ``alignkit.Backbone``."""
+
+
+@hookspec
+def alignkit_sources() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Where preference pairs come from: subclasses of ``alignkit.PairSource``."""
+
+
+@hookspec
+def alignkit_rewards() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Scores of single images: subclasses of ``alignkit.Reward``."""
+
+
+@hookspec
+def alignkit_metrics() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Figures over a set of images of one prompt: subclasses of ``torchmetrics.Metric``."""
+
+
+@hookspec
+def alignkit_papers() -> Iterable[Paper]:  # type: ignore[empty-body]
+    """The papers that a plugin implements: plain data for ``alignkit list`` and the README."""
+
+
+KINDS = {
+    "objective": "alignkit_objectives",
+    "weighting": "alignkit_weightings",
+    "sampler": "alignkit_samplers",
+    "conditioner": "alignkit_conditioners",
+    "backbone": "alignkit_backbones",
+    "source": "alignkit_sources",
+    "reward": "alignkit_rewards",
+    "metric": "alignkit_metrics",
+}

@@ -1,0 +1,199 @@
+"""The one LightningModule. Shape suffixes: K candidates of a prompt, best first; B prompts; C H W."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from alignkit.components import Backbone, Denoiser, Objective, Reference, Sampler, Weighting
+from alignkit.policy import AdaptersOff, BoundDenoiser, FrozenCopy, has_adapters
+from alignkit.types import Batch, Encoded, Key, Loss, Sample, Scored, Weights, mean_logs
+
+REFERENCE_KEY = "reference"
+
+
+class AlignModule(pl.LightningModule):
+    """Trains a policy against a reference on the candidates of prompts.
+
+    Args:
+        objective: the loss.
+        sampler: which points the networks are asked about.
+        backbone: the model.
+        optimizer: built from the policy's trainable weights.
+        weighting: how much each prompt counts; all the same without it.
+        reference: against whom; without it, the policy with its adapters off if it has any, else a frozen
+            copy.
+        warmup_steps: optimizer steps over which the learning rate rises linearly to its full value.
+        seed: seed of every draw.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        sampler: Sampler,
+        backbone: Backbone,
+        optimizer: OptimizerCallable,
+        weighting: Weighting | None = None,
+        reference: Reference | None = None,
+        warmup_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 0:
+            raise ValueError(f"AlignModule: warmup_steps must be at least 0, got {warmup_steps}")
+        self.objective, self.sampler, self.weighting = objective, sampler, weighting
+        self.backbone, self.reference = backbone, reference
+        self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
+        self.policy: nn.Module | None = None
+        self._start_checked = False
+        self._reference_fingerprint = ""
+
+    def configure_model(self) -> None:
+        """Loads the policy, and the reference if the objective looks at it."""
+        if self.policy is not None:
+            return
+        self.policy = self.backbone.build_policy()
+        if "ref_logp" in self.objective.uses:
+            self.reference = self.reference or (AdaptersOff() if has_adapters(self.policy) else FrozenCopy())
+            self.reference.attach(self.backbone, self.policy)
+        else:
+            self.reference = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        key = Key(self.seed, batch.id_B, batch.visit_B)
+        encoded = self.backbone.encode(batch, key=key)
+        policy, reference = self._denoisers(encoded)
+        sample = self.sampler(encoded, policy, reference, key=key)
+        scored = self._score(sample, policy, reference)
+        weights = self._weigh(scored, batch, encoded)
+        loss: Loss = self.objective(scored._replace(margin_B=weights.margin_B), batch)
+        self._report(scored, loss, len(batch.prompts))
+        return (weights.weight_B * loss.loss_B).mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self.policy is not None
+        optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        if not self.warmup_steps:
+            return optimizer
+        ramp = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what is trained, and who the reference is."""
+        assert self.policy is not None
+        frozen = {f"policy.{name}" for name, p in self.policy.named_parameters() if not p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        if self.reference is not None:
+            self._reference_fingerprint = self._reference_fingerprint or self.reference.fingerprint()
+            checkpoint[REFERENCE_KEY] = self._reference_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts back what was not saved.
+
+        Raises:
+            ValueError: the checkpoint was trained against another reference.
+        """
+        if self.reference is not None and checkpoint.get(REFERENCE_KEY) != self.reference.fingerprint():
+            raise ValueError(
+                "the checkpoint was trained against another reference than the one that this config loads; "
+                "resume with the backbone and adapters that it was started with"
+            )
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+    def reference_network(self) -> AbstractContextManager[nn.Module]:
+        """The network that aligned images are compared with, within a ``with`` block."""
+        if self.reference is None:
+            return nullcontext(self.backbone.build_policy().eval().to(self.device))
+        return self.reference.network()
+
+    def _denoisers(self, encoded: Encoded) -> tuple[Denoiser, Denoiser | None]:
+        assert self.policy is not None
+        policy = BoundDenoiser(self.backbone, self.policy, encoded)
+        return policy, None if self.reference is None else _ReferenceDenoiser(
+            self.backbone, self.reference, encoded
+        )
+
+    def _score(self, sample: Sample, policy: Denoiser, reference: Denoiser | None) -> Scored:
+        """Log-likelihoods, only of what the objective reads."""
+        uses, x_KBCHW, t_KB = self.objective.uses, sample.x_KBCHW, sample.t_KB
+        logp_KB = sample.logp(policy(x_KBCHW, t_KB)) if "logp" in uses else None
+        ref_logp_KB = sample.logp(reference(x_KBCHW, t_KB)) if reference and "ref_logp" in uses else None
+        return Scored(sample, logp_KB, ref_logp_KB)
+
+    def _weigh(self, scored: Scored, batch: Batch, encoded: Encoded) -> Weights:
+        if self.weighting is None:
+            return Weights(torch.ones_like(batch.id_B, dtype=torch.float32))
+
+        @torch.no_grad()
+        def score(network: nn.Module) -> Tensor:
+            denoiser = BoundDenoiser(self.backbone, network, encoded)
+            return scored.sample.logp(denoiser(scored.sample.x_KBCHW, scored.sample.t_KB))
+
+        with torch.no_grad():
+            weights: Weights = self.weighting(scored, batch, score)
+        return weights
+
+    def _report(self, scored: Scored, loss: Loss, count: int) -> None:
+        logs = {"loss": loss.loss_B, **loss.logs}
+        for name, logp_KB in (("", scored.logp_KB), ("ref_", scored.ref_logp_KB)):
+            if logp_KB is not None and len(logp_KB) == 2:
+                logs |= {f"{name}winner_mse": -logp_KB[0], f"{name}loser_mse": -logp_KB[1]}
+        if {"winner_mse", "ref_winner_mse"} <= logs.keys():
+            logs["winner_mse_change"] = logs["winner_mse"] - logs["ref_winner_mse"]
+            logs["loser_mse_change"] = logs["loser_mse"] - logs["ref_loser_mse"]
+        means = mean_logs(logs)
+        if not self.trainer.training:
+            self.log_dict({f"val/{k}": v for k, v in means.items()}, batch_size=count, sync_dist=True)
+            return
+        if not self._start_checked:
+            self._check_start(loss)
+        self.log_dict({k: v for k, v in means.items() if k != "loss"}, batch_size=count)
+        self.log("loss", means["loss"], prog_bar=True, batch_size=count)
+        for short, name in (("margin", "rewards/margins"), ("accuracy", "rewards/accuracies")):
+            if name in means:
+                self.log(short, means[name], prog_bar=True, logger=False, batch_size=count)
+
+    def _check_start(self, loss: Loss) -> None:
+        """Before the first step the policy is the reference: its margin is 0 and its loss is known.
+
+        Raises:
+            ValueError: they differ, so policy and reference do not run on the same numeric path.
+        """
+        self._start_checked = True
+        expected = self.objective.initial_loss()
+        if self.global_step or expected is None or self.weighting is not None:
+            return
+        name, margin = type(self.objective).__name__, float(loss.logs.get("rewards/margins", 0.0))
+        found_B = loss.loss_B.detach()
+        if margin != 0 or not torch.allclose(found_B, torch.full_like(found_B, expected), rtol=1e-6, atol=0):
+            raise ValueError(
+                f"first batch: policy and reference should be equal, but the margin is {margin:.3g} (must be 0) and "
+                f"the loss of {name} {found_B.mean():.6f} (must be {expected:.6f}). "
+                "They must run in the same precision, with the same weights and without dropout"
+            )
+        rank_zero_info(
+            f"first batch: margin {margin:g} (exactly 0), loss of {name} {found_B.mean():.6f}, as it must be"
+        )
+
+
+class _ReferenceDenoiser(Denoiser):
+    """The reference with a batch's conditions: no gradient, and switched on for the length of a call."""
+
+    def __init__(self, backbone: Backbone, reference: Reference, encoded: Encoded) -> None:
+        self.schedule, self.prediction_type = backbone.schedule, backbone.prediction_type
+        self._backbone, self._reference, self._encoded = backbone, reference, encoded
+
+    @torch.no_grad()
+    def __call__(self, x_KBCHW: Tensor, t_KB: Tensor) -> Tensor:
+        with self._reference.network() as network:
+            return self._backbone.predict(network, x_KBCHW, t_KB, self._encoded)

@@ -1,0 +1,162 @@
+"""The values that travel through a training step.
+
+Shape suffixes: K candidates of a prompt, best first; B prompts; C H W; L tokens; D width; T steps of the
+schedule.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class PairRecord(NamedTuple):
+    """One judgement, as a source gives it.
+
+    Args:
+        id: names the pair in its source, the same in every run.
+        prompt: what both images were asked to show.
+        image_0: an encoded image (JPEG, PNG, WebP).
+        image_1: the other one.
+        label_0: 1 where image 0 is preferred, 0 where image 1 is, between them where neither clearly is.
+        user: who judged; empty if unknown.
+    """
+
+    id: int
+    prompt: str
+    image_0: bytes
+    image_1: bytes
+    label_0: float
+    user: str = ""
+
+
+class Batch(NamedTuple):
+    """Candidates of B prompts, best first.
+
+    Args:
+        image_KBCHW: RGB in [-1, 1].
+        prompts: one text per prompt.
+        id_B: int64, names the prompt's record, the same in every run.
+        visit_B: int64, how often the record was seen before.
+        users: who judged, one per prompt.
+    """
+
+    image_KBCHW: Tensor
+    prompts: tuple[str, ...]
+    id_B: Tensor
+    visit_B: Tensor
+    users: tuple[str, ...] = ()
+
+
+class Encoded(NamedTuple):
+    """A batch as the networks see it. Candidates of one prompt share the conditions.
+
+    Args:
+        latent_KBCHW: clean latents, scaled.
+        text_BLD: what the cross-attention reads.
+        extras: further conditions a backbone needs, by its own names, prompts first.
+    """
+
+    latent_KBCHW: Tensor
+    text_BLD: Tensor
+    extras: Mapping[str, Tensor] = {}  # a NamedTuple's default, never mutated
+
+
+class Schedule(NamedTuple):
+    """The forward process ``x_t = alpha_t * x_0 + sigma_t * noise``, by step.
+
+    Args:
+        alpha_T: share of the clean latent, float32.
+        sigma_T: share of the noise, float32.
+    """
+
+    alpha_T: Tensor
+    sigma_T: Tensor
+
+    def levels(self, t_KB: Tensor) -> tuple[Tensor, Tensor]:
+        """``alpha`` and ``sigma`` of the given steps, on their device."""
+        return self.alpha_T.to(t_KB.device)[t_KB], self.sigma_T.to(t_KB.device)[t_KB]
+
+
+class Key(NamedTuple):
+    """Names every random draw of a batch: see ``alignkit.noise``."""
+
+    seed: int
+    id_B: Tensor
+    visit_B: Tensor
+
+
+class Sample(Protocol):
+    """What the networks are asked about."""
+
+    @property
+    def x_KBCHW(self) -> Tensor:
+        """Inputs of the networks."""
+
+    @property
+    def t_KB(self) -> Tensor:
+        """Steps of the schedule."""
+
+    def logp(self, prediction_KBCHW: Tensor) -> Tensor:
+        """Log-likelihood of what was drawn, up to a constant that policy and reference share; float32, (K, B)."""
+
+
+class Noised(NamedTuple):
+    """A point on a noising path, and what a perfect network would predict there."""
+
+    x_KBCHW: Tensor
+    t_KB: Tensor
+    target_KBCHW: Tensor
+
+    def logp(self, prediction_KBCHW: Tensor) -> Tensor:
+        """Minus the squared error, *mean* over C, H, W, in float32."""
+        # the one cast: in bfloat16 the error of an error is as large as the margins that the losses look at
+        return -(prediction_KBCHW.float() - self.target_KBCHW.float()).square().mean((-3, -2, -1))
+
+
+class Scored(NamedTuple):
+    """How likely each candidate's sample is. Fields that no component asked for are None.
+
+    Args:
+        sample: what the networks were asked about.
+        logp_KB: under the policy, with gradient.
+        ref_logp_KB: under the reference, without.
+        margin_B: what a weighting wants the objective's margin to be shifted by.
+    """
+
+    sample: Sample
+    logp_KB: Tensor | None = None
+    ref_logp_KB: Tensor | None = None
+    margin_B: Tensor | None = None
+
+
+class Weights(NamedTuple):
+    """What a weighting says: a factor of each prompt's loss, and a shift of its margin or None."""
+
+    weight_B: Tensor
+    margin_B: Tensor | None = None
+
+
+class Loss(NamedTuple):
+    """One number per prompt, and detached scalars to log."""
+
+    loss_B: Tensor
+    logs: Mapping[str, Tensor] = {}  # a NamedTuple's default, never mutated
+
+
+def required(value: Tensor | None, owner: object, field: str) -> Tensor:
+    """Returns a field of ``Scored`` that the owner's ``uses`` promises.
+
+    Raises:
+        ValueError: the field was not computed.
+    """
+    if value is None:
+        name = type(owner).__name__
+        raise ValueError(f"{name} reads {field}, which was not computed: add {field!r} to {name}.uses")
+    return value
+
+
+def mean_logs(logs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars, detached, as loggers want them."""
+    return {name: torch.as_tensor(value).detach().float().mean() for name, value in logs.items()}

@@ -1,0 +1,10 @@
+"""Backbones around diffusers pipelines."""
+
+from collections.abc import Mapping
+
+from alignkit.hookspecs import hookimpl
+
+
+@hookimpl
+def alignkit_backbones() -> Mapping[str, str]:
+    return {"StableDiffusion": "alignkit_diffusers.stable_diffusion:StableDiffusion"}

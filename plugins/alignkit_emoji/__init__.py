@@ -1,0 +1,28 @@
+"""The embedded default: real pictures, simulated people with known tastes, and judges; no download."""
+
+from collections.abc import Mapping
+
+from alignkit.hookspecs import hookimpl
+
+
+@hookimpl
+def alignkit_sources() -> Mapping[str, str]:
+    """The shipped judgements."""
+    return {"EmojiPairs": "alignkit_emoji.source:EmojiPairs"}
+
+
+@hookimpl
+def alignkit_rewards() -> Mapping[str, str]:
+    """The two exact utilities, and two views of the shipped judge."""
+    return {
+        "MajorityTaste": "alignkit_emoji.reward:MajorityTaste",
+        "MinorityTaste": "alignkit_emoji.reward:MinorityTaste",
+        "EmojiFidelity": "alignkit_emoji.reward:EmojiFidelity",
+        "EmojiRecognition": "alignkit_emoji.reward:EmojiRecognition",
+    }
+
+
+@hookimpl
+def alignkit_metrics() -> Mapping[str, str]:
+    """Spread in the shipped judge's eyes."""
+    return {"EmojiDiversity": "alignkit_emoji.metric:EmojiDiversity"}

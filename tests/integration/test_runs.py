@@ -1,0 +1,236 @@
+"""Whole runs through the command line, on a tiny pipeline."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.testing import assert_close
+
+Run = Callable[..., tuple[int, str, str]]
+
+CONFIG = """
+seed_everything: 3
+objective: {{name: DiffusionDPO, beta: 200.0}}
+sampler: SharedNoise
+backbone:
+  name: StableDiffusion
+  path: {pipeline}
+  caption_dropout: 0.2
+optimizer: {{name: AdamW, lr: 1.0e-4}}
+model: {{warmup_steps: 3}}
+data:
+  train: {{class_path: tests.integration.conftest.NoisyPairs}}
+  validation: {{class_path: tests.integration.conftest.NoisyPairs, init_args: {{count: 20}}}}
+  batch_size: 8
+  resolution: 16
+evaluation: {{max_prompts: 2, images_per_prompt: 2, num_steps: 2, guidance: 2.0}}
+samples: {{every: 5, num_prompts: 2, num_steps: 2}}
+trainer:
+  accelerator: cpu
+  devices: 1
+  max_steps: 10
+  log_every_n_steps: 1
+  enable_progress_bar: false
+"""
+
+
+@pytest.fixture
+def config(pipeline: Path, tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.format(pipeline=pipeline))
+    return str(path)
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path, tolerance: float) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    assert ours
+    for name, weight in ours.items():
+        assert_close(weight, theirs[name], rtol=0, atol=tolerance)
+
+
+def test_what_a_run_leaves(alignkit: Run, config: str, tmp_path: Path, pipeline: Path) -> None:
+    code, _, err = alignkit("fit", "--config", config)
+    assert code == 0, err
+    run = tmp_path / "runs" / "tiny"
+    assert "class_path: alignkit_diffusion_dpo.objective.DiffusionDPO" in (run / "config.yaml").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 10
+    assert 0 <= summary["held_out"]["rewards/accuracies"] <= 1
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
+    wanted = {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "winner_mse_change",
+        "loss",
+    }
+    assert wanted <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("loss")) == 10
+    assert [image.step for image in events.Images("samples")] == [5, 10]
+    assert Image.open(run / "before_after.png").width > 192
+    trained = UNet2DConditionModel.from_pretrained(run, subfolder="unet")
+    base = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet")
+    assert not torch.equal(trained.conv_in.weight, base.conv_in.weight)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(name.startswith("policy.") for name in checkpoint["state_dict"])
+    assert len(checkpoint["reference"]) == 64
+
+
+def test_a_second_run_does_not_write_over_the_first(alignkit: Run, config: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        code, _, err = alignkit(
+            "fit", "--config", config, "--trainer.max_steps", "1", "--evaluation.max_prompts", "0"
+        )
+        assert code == 0, err
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"tiny", "tiny-2"}
+
+
+def test_the_saved_config_reproduces_the_run(alignkit: Run, config: str, tmp_path: Path) -> None:
+    short = ("--evaluation.max_prompts", "0", "--samples.num_prompts", "0")
+    for given, run in ((config, "first"), ("first/config.yaml", "second")):
+        code, _, err = alignkit("fit", "--config", given, "--run", run, *short)
+        assert code == 0, err
+    assert_same_weights(tmp_path / "first", tmp_path / "second", 0)
+
+
+def test_batches_split_over_accumulation_give_the_same_weights(
+    alignkit: Run, config: str, tmp_path: Path
+) -> None:
+    split = ("--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2")
+    for run, options in (("whole", ()), ("split", split)):
+        code, _, err = alignkit(
+            "fit", "--config", config, "--run", run, "--evaluation.max_prompts", "0", *options
+        )
+        assert code == 0, err
+    assert_same_weights(tmp_path / "whole", tmp_path / "split", 1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_weights_as_one(config: str, tmp_path: Path) -> None:
+    """Ten steps of 8 pairs: one process with 8, two DDP processes with 4 each."""
+    environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
+    roots = os.pathsep.join(str(Path(__file__).parents[2] / root) for root in (".", "plugins"))
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([roots, environment.get("PYTHONPATH", "")]),
+    }
+    ddp = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
+    for run, options in (("one", ()), ("two", ddp)):
+        command = [
+            sys.executable,
+            "-m",
+            "alignkit.cli",
+            "fit",
+            f"--config={config}",
+            f"--run={run}",
+            *options,
+        ]
+        done = subprocess.run(
+            [*command, "--evaluation.max_prompts=0"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-6)
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.yaml", "one", "two"}
+
+
+def test_resumed_run_is_bit_equal(alignkit: Run, config: str, tmp_path: Path) -> None:
+    """Ten steps straight against four, saved in the middle of an epoch of six batches, and six more."""
+    short = ("--evaluation.max_prompts", "0", "--samples.num_prompts", "0")
+    ema = ("--trainer.callbacks=alignkit.callbacks.EMA", "--trainer.callbacks.decay=0.9")
+    code, _, err = alignkit("fit", "--config", config, "--run", "straight", *short, *ema)
+    assert code == 0, err
+    stop = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "4")
+    code, _, err = alignkit("fit", "--config", config, "--run", "resumed", *short, *ema, *stop)
+    assert code == 0, err
+    last = "resumed/checkpoints/last.ckpt"
+    code, _, err = alignkit("fit", "--config", config, "--run", "resumed", *short, *ema, "--ckpt_path", last)
+    assert code == 0, err
+    assert_same_weights(tmp_path / "straight", tmp_path / "resumed", 0)
+
+
+def test_resume_against_another_reference_is_refused(
+    alignkit: Run, config: str, tmp_path: Path, v_pipeline: Path, pipeline: Path
+) -> None:
+    short = ("--evaluation.max_prompts", "0", "--samples.num_prompts", "0")
+    code, _, err = alignkit("fit", "--config", config, "--run", "run", *short, "--trainer.max_steps", "6")
+    assert code == 0, err
+    other = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet")
+    with torch.no_grad():
+        other.conv_in.weight.add_(1)
+    other.save_pretrained(tmp_path / "other" / "unet")
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"):
+        (tmp_path / "other" / part).symlink_to(pipeline / part)
+    code, _, err = alignkit(
+        "fit",
+        "--config",
+        config,
+        *short,
+        "--backbone.path",
+        "other",
+        "--ckpt_path",
+        "run/checkpoints/last.ckpt",
+    )
+    assert code == 2
+    assert "trained against another reference" in err
+
+
+def test_lora_run_leaves_a_merged_unet_and_the_adapters(alignkit: Run, config: str, tmp_path: Path) -> None:
+    code, _, err = alignkit("fit", "--config", config, "--run", "lora", "--backbone.lora.rank", "2")
+    assert code == 0, err
+    assert any("to_q" in name for name in load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors"))
+    assert not any("lora" in name for name in weights(tmp_path / "lora"))
+    checkpoint = torch.load(tmp_path / "lora" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all("lora_" in name for name in checkpoint["state_dict"])
+
+
+def test_validate_scores_a_checkpoint(alignkit: Run, config: str, tmp_path: Path) -> None:
+    code, _, err = alignkit("fit", "--config", config, "--run", "run", "--evaluation.max_prompts", "0")
+    assert code == 0, err
+    options = ("--run", "checked", "--ckpt_path", "run/checkpoints/last.ckpt")
+    code, _, err = alignkit("validate", "--config", config, *options)
+    assert code == 0, err
+    trained = json.loads((tmp_path / "run" / "summary.json").read_text())
+    checked = json.loads((tmp_path / "checked" / "summary.json").read_text())
+    assert checked["held_out"] == trained["held_out"]
+
+
+def test_generate_draws_base_beside_aligned(alignkit: Run, config: str, tmp_path: Path) -> None:
+    code, _, err = alignkit("fit", "--config", config, "--run", "run", "--evaluation.max_prompts", "0")
+    assert code == 0, err
+    code, out, err = alignkit(
+        "generate", "--run", "run", "--prompt", "a red apple", "green pear", "--num", "2"
+    )
+    assert code == 0, err
+    drawn = {path.name for path in (tmp_path / "run" / "generated").iterdir()}
+    assert drawn == {"sheet.png"} | {
+        f"{prompt}-{i}-{label}.png"
+        for prompt in ("a-red-apple", "green-pear")
+        for i in range(2)
+        for label in ("base", "aligned")
+    }
+    assert "run/generated" in out
+    first, second = (
+        Image.open(tmp_path / "run" / "generated" / f"a-red-apple-{i}-base.png").tobytes() for i in range(2)
+    )
+    assert first != second

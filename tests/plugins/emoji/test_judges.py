@@ -1,0 +1,156 @@
+"""Rewards and metric: what they say about real, wrong, spoilt and repeated pictures."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from alignkit.components import Reward
+from alignkit_emoji.metric import EmojiDiversity
+from alignkit_emoji.pictures import load_concepts, load_pictures
+from alignkit_emoji.reward import EmojiFidelity, EmojiRecognition, MajorityTaste, MinorityTaste
+from alignkit_emoji.taste import MAJORITY, MINORITY
+
+
+@pytest.fixture(scope="module", name="image_NCHW")
+def real_images() -> Tensor:
+    return load_pictures().image_NCHW.float() / 255
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[str, ...]:
+    return load_pictures().concepts
+
+
+@pytest.fixture(scope="module")
+def fidelity() -> EmojiFidelity:
+    return EmojiFidelity()
+
+
+@pytest.fixture(scope="module")
+def recognition() -> EmojiRecognition:
+    return EmojiRecognition()
+
+
+def test_fidelity_prefers_the_right_caption(fidelity, image_NCHW, prompts):
+    """Against the caption of the picture halfway through the list."""
+    wrong = prompts[572:] + prompts[:572]
+    with torch.no_grad():
+        right_N, wrong_N = fidelity(image_NCHW, prompts), fidelity(image_NCHW, wrong)
+    assert (right_N > wrong_N).float().mean() > 0.95
+    assert right_N.shape == (1144,)
+    assert right_N.abs().max() <= 100
+
+
+def test_fidelity_falls_with_every_other_picture_or_noise_blended_in(fidelity, image_NCHW, prompts):
+    """The mean falls at each step, and at half strength nearly every picture has lost."""
+    few_NCHW, few_prompts = image_NCHW[::8], prompts[::8]
+    noise_NCHW = torch.rand(few_NCHW.shape, generator=torch.Generator().manual_seed(0))
+    for other_NCHW in (noise_NCHW, few_NCHW.roll(71, 0)):
+        with torch.no_grad():
+            blends = [torch.lerp(few_NCHW, other_NCHW, share) for share in (0, 0.25, 0.5, 0.75, 1)]
+            score_SN = torch.stack([fidelity(blend_NCHW, few_prompts) for blend_NCHW in blends])
+        assert (score_SN.mean(1).diff() < 0).all()
+        assert (score_SN[2] < score_SN[0]).float().mean() > 0.9
+
+
+def test_fidelity_takes_images_of_any_size(fidelity, image_NCHW, prompts):
+    """Twice the pixels show the same picture: enlarged and reduced again, scores move by little."""
+    few_NCHW, few_prompts = image_NCHW[:64], prompts[:64]
+    large_NCHW = F.interpolate(few_NCHW, size=(64, 64), mode="nearest")
+    with torch.no_grad():
+        assert_close(fidelity(large_NCHW, few_prompts), fidelity(few_NCHW, few_prompts), atol=15, rtol=0)
+        assert (fidelity(large_NCHW, few_prompts) - fidelity(few_NCHW, few_prompts)).abs().mean() < 3
+
+
+def test_recognition_is_the_softmax_over_the_shipped_concepts(recognition, image_NCHW, prompts):
+    concepts = load_concepts()
+    one_NCHW = image_NCHW[:1].expand(len(concepts), -1, -1, -1)
+    with torch.no_grad():
+        probability_M = recognition(one_NCHW, concepts)
+    assert_close(probability_M.sum(), torch.tensor(1.0))
+    assert concepts[probability_M.argmax()] == prompts[0]
+
+
+def test_recognition_of_a_foreign_prompt_is_one_more_alternative(recognition, image_NCHW):
+    """Its odds are those against the 286 together: p / (1 - p) = e^own / sum e^other."""
+    judge = recognition.judge
+    with torch.no_grad():
+        image_ND = judge.embed_images(image_NCHW[:3])
+        own_N = judge.scale * (image_ND @ judge.embed_texts(["a bicycle"]).T)[:, 0]
+        other_NM = judge.scale * image_ND @ judge.embed_texts(load_concepts()).T
+        probability_N = recognition(image_NCHW[:3], ["a bicycle"] * 3)
+    assert_close(torch.logit(probability_N), own_N - other_NM.logsumexp(1), atol=1e-3, rtol=1e-3)
+
+
+def test_recognition_of_real_pictures(recognition, image_NCHW, prompts):
+    with torch.no_grad():
+        probability_N = recognition(image_NCHW[::4], prompts[::4])
+    assert (probability_N > 0.5).float().mean() > 0.9
+
+
+def test_taste_rewards_are_the_utilities(image_NCHW, prompts):
+    assert_close(MajorityTaste()(image_NCHW, prompts), MAJORITY.utility(image_NCHW))
+    assert_close(MinorityTaste()(image_NCHW, prompts), MINORITY.utility(image_NCHW))
+
+
+@pytest.mark.parametrize("reward_class", [MajorityTaste, MinorityTaste, EmojiFidelity, EmojiRecognition])
+def test_a_step_along_the_gradient_raises_the_reward(reward_class, image_NCHW, prompts):
+    reward: Reward = reward_class()
+    assert reward.differentiable
+    # recognition of a clean picture is flat at 1, so both are asked about spoilt ones
+    noise_NCHW = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shown_NCHW = torch.lerp(image_NCHW[:8], noise_NCHW, 0.4).requires_grad_()
+    before_N = reward(shown_NCHW, prompts[:8])
+    before_N.sum().backward()
+    step_NCHW = 1e-3 * F.normalize(shown_NCHW.grad, dim=(1, 2, 3))
+    with torch.no_grad():
+        assert (reward(shown_NCHW + step_NCHW, prompts[:8]) > before_N).all()
+    assert all(parameter.grad is None for parameter in reward.parameters())
+
+
+def test_diversity_of_identical_images_is_zero(image_NCHW):
+    metric = EmojiDiversity()
+    metric.update(image_NCHW[:1].expand(3, -1, -1, -1), ["apple"] * 3)
+    metric.update(image_NCHW[:1], ["apple"])
+    assert_close(metric.compute(), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_diversity_is_the_mean_over_all_pairs(image_NCHW, prompts, fidelity):
+    """The four drawings of one concept, in two updates."""
+    metric = EmojiDiversity()
+    metric.update(image_NCHW[:3], prompts[:3])
+    metric.update(image_NCHW[3:4], prompts[3:4])
+    with torch.no_grad():
+        embedding_ND = fidelity.judge.embed_images(image_NCHW[:4])
+    first, second = torch.combinations(torch.arange(4)).T
+    expected = 1 - (embedding_ND[first] * embedding_ND[second]).sum(1).mean()
+    assert expected > 0.01
+    assert_close(metric.compute(), expected)
+    metric.reset()
+    assert metric.count == 0
+
+
+def test_drawings_of_four_concepts_are_more_diverse_than_four_of_one(image_NCHW, prompts):
+    same, different = EmojiDiversity(), EmojiDiversity()
+    same.update(image_NCHW[:4], ["x"] * 4)
+    different.update(image_NCHW[:800:200], ["x"] * 4)
+    assert different.compute() > same.compute()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric EmojiDiversity was called before")
+@pytest.mark.parametrize("count", [0, 1])
+def test_diversity_needs_two_images(count, image_NCHW, prompts):
+    metric = EmojiDiversity()
+    if count:
+        metric.update(image_NCHW[:count], prompts[:count])
+    with pytest.raises(ValueError, match=f"EmojiDiversity: needs at least 2 images, got {count}"):
+        metric.compute()
+
+
+def test_diversity_refuses_images_of_several_prompts(image_NCHW):
+    with pytest.raises(ValueError, match=re.escape("must be of one prompt, got 'apple', 'pear'; reset")):
+        EmojiDiversity().update(image_NCHW[:2], ["pear", "apple"])

@@ -1,0 +1,72 @@
+"""What is built holds what is needed, and nothing that is not ours."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [
+    "alignkit",
+    "plugins",
+    "configs",
+    "pyproject.toml",
+    "setup.cfg",
+    "setup.py",
+    "MANIFEST.in",
+    "LICENSE",
+]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel of a copy of the sources: building leaves folders that the next build would pack again."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in [*SOURCES, "README.md"]:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder / name)
+    # without isolation: nothing is downloaded
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (path,) = (folder / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_config_and_data_file(wheel: zipfile.ZipFile):
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "alignkit").rglob("*.py")}
+    expected |= {
+        f"alignkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
+    }
+    expected |= {
+        path.relative_to(ROOT / "plugins").as_posix()
+        for path in (ROOT / "plugins").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert any(name.endswith(".parquet") for name in expected)
+    assert expected <= set(wheel.namelist())
+
+
+@pytest.mark.slow
+def test_wheel_installs_nothing_that_is_not_ours(wheel: zipfile.ZipFile):
+    top = {name.split("/")[0] for name in wheel.namelist()}
+    assert "alignkit" in top
+    assert all(name.startswith("alignkit") for name in top)
+
+
+@pytest.mark.slow
+def test_wheel_names_command_plugins_and_licence(wheel: zipfile.ZipFile):
+    (info,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    entry_points = wheel.read(f"{info}/entry_points.txt").decode()
+    assert "alignkit = alignkit.cli:main" in entry_points
+    assert "dmpo = alignkit_dmpo" in entry_points
+    assert f"{info}/licenses/LICENSE" in wheel.namelist()
+    metadata = Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
+    assert (metadata["Name"], metadata["License-Expression"]) == ("alignkit", "Apache-2.0")
