@@ -1,4 +1,4 @@
-"""Aligns text-to-image diffusion models to human preferences. What a plugin author imports is named here, lazily."""
+"""Aligns text-to-image diffusion models to human preferences. Names, lazily, what a plugin author imports."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -20,9 +20,10 @@ from alignkit.types import Batch
 
 
 class EMA(pl.Callback):
-    """Exponential moving average of the policy's trainable weights, used for validation and for what a run leaves.
+    """Exponential moving average of the policy's trainable weights.
 
-    Training goes on with the raw weights. Name it before other callbacks that look at the policy.
+    Used for validation and for what a run leaves; training goes on with the raw weights. Name it
+    before other callbacks that look at the policy.
 
     Args:
         decay: share of the old average that a step keeps, in (0, 1); early on less, so that the start is
@@ -79,7 +80,7 @@ class EMA(pl.Callback):
 
 
 class SampleGrid(pl.Callback):
-    """Draws the same held-out prompts with the same seeds every so often, base above policy, into TensorBoard.
+    """Draws the same held-out prompts with the same seeds now and then, base above policy, into TensorBoard.
 
     Args:
         every: optimizer steps between two grids.
@@ -161,7 +162,25 @@ class Throughput(pl.Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar with time spent, time left and the figures that matter here."""
+    """Lightning's rich bar over the whole run, not the epoch: time spent, time left, and what matters here."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps * trainer.accumulate_grad_batches
+        if trainer.max_epochs and trainer.max_epochs > 0:
+            return trainer.max_epochs * trainer.num_training_batches
+        return super().total_train_batches
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.train_progress_bar_id is None:  # the bar of the first epoch goes on
+            super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.fit_loop.total_batch_idx)
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule

@@ -1,4 +1,4 @@
-"""Finds the installed plugins and answers which component a name means. Imports no component until it is asked for."""
+"""Finds the installed plugins and answers which component a name means. Imports one when it is asked for."""
 
 import difflib
 import importlib
@@ -40,6 +40,7 @@ class Failure(NamedTuple):
     plugin: str
     distribution: str
     reason: str
+    error: Exception | None = None
 
     def __str__(self) -> str:
         return f"plugin {self.plugin!r} of {self.distribution} cannot be used: {self.reason}"
@@ -71,14 +72,16 @@ class Catalog:
         """
         component = self.components.get((kind, name))
         if component is None:
-            raise CatalogError(self._unknown(kind, name))
+            raise CatalogError(self._unknown(kind, name)) from next(
+                (failure.error for failure in self.failures), None
+            )
         module, _, attribute = component.target.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
         except Exception as error:
             raise CatalogError(
                 f"{kind} {name!r} of plugin {component.plugin!r} ({component.distribution}): cannot import "
-                f"{component.target}: {type(error).__name__}: {error}\n"
+                f"{component.target}: {_reason(error)}\n"
                 f"Repair or reinstall {component.distribution}, or choose another {kind}: {self._list(kind)}"
             ) from error
         if not inspect.isclass(found):
@@ -132,12 +135,17 @@ def discover(blocked: Collection[str] = (), found: Iterable[EntryPoint] | None =
             ]
             papers[name] = tuple(_call(manager, "alignkit_papers", plugin))
         except Exception as error:  # whatever a stranger's module raises: named, and survived
-            failures.append(Failure(name, distribution, f"{type(error).__name__}: {error}"))
+            failures.append(Failure(name, distribution, _reason(error), error))
             continue
         for component in offered:
             _refuse_second(components.get((component.kind, component.name)), component)
             components[component.kind, component.name] = component
     return Catalog(MappingProxyType(components), MappingProxyType(papers), tuple(failures))
+
+
+def _reason(error: Exception) -> str:
+    """An error on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _unique(found: Iterable[EntryPoint], blocked: Collection[str]) -> dict[str, tuple[EntryPoint, str]]:
@@ -201,6 +209,9 @@ def _refuse_second(first: Component | None, second: Component) -> None:
 
 
 def print_failures(catalog: Catalog) -> None:
-    """Says on standard error which plugins were left out."""
+    """Says on standard error which plugins were left out, and how to go on without hearing of it."""
     for failure in catalog.failures:
         print(f"alignkit: warning: {failure}", file=sys.stderr)
+        print(
+            f"Repair or uninstall it, or leave it out: alignkit -p no:{failure.plugin} ...", file=sys.stderr
+        )

@@ -3,15 +3,17 @@
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 
 from alignkit import __version__, catalog
 from alignkit.catalog import Catalog, CatalogError
 from alignkit.configfiles import ConfigNotFoundError, packaged_configs
 from alignkit.hookspecs import KINDS
+from alignkit.mistakes import UsageError
 
 COMMANDS = {
-    "fit": "align a model: alignkit fit --config dmpo.yaml",
+    "fit": "align a model: alignkit fit --config FILE",
     "validate": "score a checkpoint on held-out pairs and prompts",
     "generate": "draw pictures with a run's model, base beside aligned",
     "list": "list what is installed; --configs lists the packaged configs, --papers their table",
@@ -27,7 +29,7 @@ USAGE = (
       --version     print the version
       -h, --help    print this; alignkit COMMAND --help explains a command
 
-    Try it: alignkit fit --config dmpo.yaml
+    Try it: alignkit list --configs, then alignkit fit --config FILE with one of them
     """)
 )
 
@@ -53,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"unknown command {arguments[0]!r}; the commands are {', '.join(COMMANDS)}")
     try:
         found = catalog.discover(blocked)
-        return run(found, arguments[0], arguments[1:], debug)
-    except (CatalogError, ConfigNotFoundError) as error:
+        return run(found, arguments[0], arguments[1:])
+    except (CatalogError, ConfigNotFoundError, UsageError) as error:
         if debug:
-            raise
+            traceback.print_exception(error)
         return fail(str(error))
 
 
-def run(found: Catalog, command: str, arguments: list[str], debug: bool) -> int:
+def run(found: Catalog, command: str, arguments: list[str]) -> int:
     """Dispatches a command."""
     catalog.print_failures(found)
     if command == "list":
@@ -69,20 +71,18 @@ def run(found: Catalog, command: str, arguments: list[str], debug: bool) -> int:
     if command == "generate":
         from alignkit.generate import generate  # torch is imported only by the commands that need it
 
-        return generate(found, arguments, debug)
+        return generate(arguments)
     from alignkit.training import train  # as above
 
-    return train(found, command, arguments, debug)
+    return train(found, command, arguments)
 
 
 def list_installed(found: Catalog, arguments: list[str]) -> int:
     """Prints components, configs or papers."""
     if arguments and arguments not in (["--configs"], ["--papers"]):
         if arguments[0] in ("-h", "--help"):
-            print(
-                "usage: alignkit list [--configs | --papers]\n\nLists components, packaged configs, or
-                papers."
-            )
+            print("usage: alignkit list [--configs | --papers]")
+            print("\nLists components, packaged configs, or papers.")
             return 0
         return fail(f"alignkit list takes --configs or --papers, got {' '.join(arguments)!r}")
     if arguments == ["--configs"]:
@@ -97,8 +97,8 @@ def list_installed(found: Catalog, arguments: list[str]) -> int:
         for kind in KINDS:
             for name in found.names(kind):
                 component = found.components[kind, name]
-                line = f"{kind:12} {name:20} {component.plugin:16} {component.distribution:24} {sources.get(name, '')}"
-                print(line.rstrip())
+                line = f"{kind:12} {name:20} {component.plugin:16} {component.distribution:24}"
+                print(f"{line} {sources.get(name, '')}".rstrip())
     return 1 if found.failures else 0
 
 
@@ -122,7 +122,7 @@ def papers_table(found: Catalog) -> str:
 
 def fail(message: str) -> int:
     """Prints an error of at most five lines; returns the exit code of a user's mistake."""
-    lines = f"alignkit: error: {message}".splitlines()
+    lines = [line[:300] for line in f"alignkit: error: {message}".splitlines()]
     print("\n".join(lines[:5]), file=sys.stderr)
     return 2
 

@@ -31,7 +31,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def initial_loss(self) -> float | None:
-        """The loss of every prompt while the policy still equals the reference; None if it depends on the data."""
+        """The loss of every prompt while the policy equals the reference; None if it depends on the data."""
 
 
 class Weighting(nn.Module, ABC):
@@ -39,7 +39,10 @@ class Weighting(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, scored: Scored, batch: Batch, score: Callable[[nn.Module], Tensor]) -> Weights:
-        """Returns weights >= 0. ``score(network)`` gives the batch's ``logp_KB`` under another network, no gradient."""
+        """Returns weights >= 0.
+
+        ``score(network)`` gives the batch's ``logp_KB`` under another network, without gradient.
+        """
 
 
 class Denoiser(ABC):
@@ -114,7 +117,7 @@ class Backbone(nn.Module, ABC):
         num_steps: int,
         guidance: float,
     ) -> Tensor:
-        """Draws one image in [0, 1] per prompt, (N, C, H, W); each one's noise depends on its own seed alone."""
+        """Draws one image in [0, 1] per prompt, (N, C, H, W); its noise depends on its own seed alone."""
 
     @abstractmethod
     def save(self, network: nn.Module, folder: Path) -> None:
@@ -126,7 +129,10 @@ class Backbone(nn.Module, ABC):
 
 
 class Reference(ABC):
-    """Against whom the policy is trained. Lives outside the module tree: no checkpoint, optimizer or DDP sees it."""
+    """Against whom the policy is trained.
+
+    Lives outside the module tree: no checkpoint, optimizer or DDP sees it.
+    """
 
     @abstractmethod
     def attach(self, backbone: Backbone, policy: nn.Module) -> None:

@@ -14,9 +14,9 @@ def implicit_reward(logp_KB: Tensor, ref_logp_KB: Tensor, *, beta: float) -> Ten
         logp_KB: log-likelihood under the policy, nats up to a constant; for noised samples minus the *mean*
             squared error over C, H, W.
         ref_logp_KB: the same under the reference.
-        beta: strength of the pull to the reference, > 0, the convention of the Diffusion-DPO authors' code
-            (https://github.com/SalesforceAIResearch/DiffusionDPO/blob/5233e75/train.py#L1125-L1145): 5000
-            there is 5000 here, and 2500 in diffusers' SD script, which has no factor 1/2.
+        beta: strength of the pull to the reference, > 0, per unit of mean squared error. There are two
+            conventions: with the factor 1/2, as here, and without it, as in diffusers' SD script. 5000 here
+            is 2500 there; a plugin says which one its paper's code has.
 
     Returns:
         ``(beta / 2) * (logp - ref_logp)``, shape (K, B).
@@ -84,16 +84,20 @@ def add_noise(latent_KBCHW: Tensor, noise_KBCHW: Tensor, *, alpha_KB: Tensor, si
 
 
 def to_v(latent_KBCHW: Tensor, noise_KBCHW: Tensor, *, alpha_KB: Tensor, sigma_KB: Tensor) -> Tensor:
-    """Velocity ``alpha * noise - sigma * latent`` (Salimans and Ho, 2022, https://arxiv.org/abs/2202.00512, app. D)."""
+    """Velocity ``alpha * noise - sigma * latent``.
+
+    Salimans and Ho, 2022, appendix D (https://arxiv.org/abs/2202.00512).
+    """
     return alpha_KB[..., None, None, None] * noise_KBCHW - sigma_KB[..., None, None, None] * latent_KBCHW
 
 
 def ddim_move(
     x: Tensor, eps: Tensor, *, alpha_bar_from: Tensor | float, alpha_bar_to: Tensor | float
 ) -> Tensor:
-    """Moves a latent between two noise levels along a noise estimate, in either direction, without drawing anything.
+    """Moves a latent between two noise levels along a noise estimate, in either direction; draws nothing.
 
-    Song et al., "Denoising Diffusion Implicit Models", 2020, eq. 12 with sigma = 0 (https://arxiv.org/abs/2010.02502).
+    Song et al., "Denoising Diffusion Implicit Models", 2020, eq. 12 with sigma = 0
+    (https://arxiv.org/abs/2010.02502).
 
     Args:
         x: latent at the level it comes from.

@@ -3,42 +3,53 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from alignkit.catalog import Catalog
-from alignkit.cli import fail
 from alignkit.components import Backbone
 from alignkit.evaluation.compare import draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
+from alignkit.mistakes import UsageError, cause, is_refusal
 from alignkit.training import quiet_libraries
 
 CONFIG = "config.yaml"
 SHEET = "sheet.png"
 
 
-def generate(catalog: Catalog, arguments: list[str], debug: bool) -> int:
-    """Runs the command; returns the exit code."""
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.prog} --help lists the options")
+
+
+def generate(arguments: list[str]) -> int:
+    """Runs the command; returns the exit code.
+
+    Raises:
+        UsageError: a user's mistake. Any other error keeps its traceback.
+    """
     quiet_libraries()
+    options = parsed(arguments)
     try:
-        options = parsed(arguments)
         _generate(options)
     except ValueError as error:
-        if debug:
-            raise
-        return fail(str(error))
+        root = cause(error)
+        if is_refusal(root):
+            raise UsageError(str(root)) from error
+        raise
     return 0
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="alignkit generate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run's folder, such as runs/dmpo")
+    parser.add_argument("--run", type=Path, required=True, help="a run's folder, such as runs/NAME")
     parser.add_argument(
         "--prompt", nargs="+", action="extend", required=True, help="what to draw; may be repeated"
     )
@@ -57,9 +68,15 @@ def _generate(options: argparse.Namespace) -> None:
     if options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
     backbone, evaluation = opened(options.run)
+    try:
+        aligned = backbone.load(options.run)
+    except ValueError as error:
+        raise ValueError(
+            f"--run {options.run}: no trained network to load; did its training come to its end?\n{error}"
+        ) from error
     networks = {
         "base": backbone.build_policy().eval().to(options.device),
-        "aligned": backbone.load(options.run).to(options.device),
+        "aligned": aligned.to(options.device),
     }
     num_steps = options.num_steps or evaluation["num_steps"]
     guidance = evaluation["guidance"] if options.guidance is None else options.guidance

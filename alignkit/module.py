@@ -177,9 +177,10 @@ class AlignModule(pl.LightningModule):
         found_B = loss.loss_B.detach()
         if margin != 0 or not torch.allclose(found_B, torch.full_like(found_B, expected), rtol=1e-6, atol=0):
             raise ValueError(
-                f"first batch: policy and reference should be equal, but the margin is {margin:.3g} (must be 0) and "
-                f"the loss of {name} {found_B.mean():.6f} (must be {expected:.6f}). "
-                "They must run in the same precision, with the same weights and without dropout"
+                "first batch: policy and reference should be equal, but the margin is "
+                f"{margin:.3g} (must be 0) and the loss of {name} {found_B.mean():.6f} "
+                f"(must be {expected:.6f}). They must run in the same precision, "
+                "with the same weights and without dropout"
             )
         rank_zero_info(
             f"first batch: margin {margin:g} (exactly 0), loss of {name} {found_B.mean():.6f}, as it must be"

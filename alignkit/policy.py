@@ -38,7 +38,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Outside(Generic[Network]):
-    """Holds a frozen module outside the module tree: checkpoints, optimizer, DDP and ``train()`` do not see it."""
+    """Holds a frozen module outside the module tree.
+
+    Checkpoints, optimizer, DDP and ``train()`` do not see it.
+    """
 
     def __init__(self, module: Network) -> None:
         self.module = module.requires_grad_(False).eval()
@@ -60,7 +63,8 @@ class FrozenCopy(Reference):
         reference = backbone.build_reference(policy)
         if reference is policy:
             raise ValueError(
-                f"{type(backbone).__name__}.build_reference returned the policy itself: every margin would stay 0"
+                f"{type(backbone).__name__}.build_reference returned the policy itself: every margin would "
+                "stay 0"
             )
         self._outside, self._policy = Outside(reference), policy
 
@@ -78,15 +82,15 @@ class AdaptersOff(Reference):
     def attach(self, backbone: Backbone, policy: nn.Module) -> None:
         if not has_adapters(policy):
             raise ValueError(
-                "AdaptersOff: the policy has no adapters to switch off; give the backbone a lora, or use
-                FrozenCopy"
+                "AdaptersOff: the policy has no adapters to switch off; give the backbone a lora, "
+                "or use FrozenCopy"
             )
         self._policy = policy
 
     @contextmanager
     def network(self) -> Iterator[nn.Module]:
-        # switching off clears requires_grad, and a backward pass then gives no gradient and no error: always
-        # back on
+        # switching off clears requires_grad, and a backward pass then gives no gradient and no error:
+        # always back on
         self._policy.disable_adapters()  # type: ignore[operator]
         try:
             yield self._policy

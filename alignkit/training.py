@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,23 +17,29 @@ from jsonargparse import ArgumentParser, Namespace, set_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
+from torch import optim
 from transformers.utils import logging as transformers_logging
 
-from alignkit import components
+from alignkit import components, mistakes
 from alignkit.callbacks import ProgressBar, SampleGrid, Throughput
-from alignkit.catalog import Catalog, CatalogError
-from alignkit.cli import fail
+from alignkit.catalog import Catalog
 from alignkit.configfiles import find_config
 from alignkit.data import AlignData
 from alignkit.evaluation import Evaluation
+from alignkit.mistakes import Given, UsageError
 from alignkit.module import AlignModule
 
 # where a config names a component: the path of its key, and the kind
-TOP_LEVEL = {"objective": components.Objective, "weighting": components.Weighting, "sampler":
-components.Sampler,
-             "backbone": components.Backbone, "reference": components.Reference}  # fmt: skip
+TOP_LEVEL = {
+    "objective": components.Objective,
+    "weighting": components.Weighting,
+    "sampler": components.Sampler,
+    "backbone": components.Backbone,
+    "reference": components.Reference,
+}
 PLACES = {
     "objective": "objective",
     "weighting": "weighting",
@@ -42,14 +49,27 @@ PLACES = {
     "data.validation": "source",
     "evaluation.rewards": "reward",
     "evaluation.metrics": "metric",
+    "optimizer": "optimizer",
 }
+OPTIMIZERS = sorted(
+    name for name, item in vars(optim).items() if inspect.isclass(item) and item is not optim.Optimizer
+)
 RUN_VARIABLE = "ALIGNKIT_RUN"
 _REFERENCE = re.compile(r"\$\{(?!\.)([A-Za-z_]\w*(?:[.\[][^:{}]*)?)\}")  # ${a.b}; not ${.b}, not ${oc.env:X}
 _NUMBER = re.compile(r"\s*[-+]?\d+(\.\d*)?[eE][-+]?\d+\s*")
 
 
-class UsageError(Exception):
-    """A mistake on the command line or in a config, in words."""
+class RefusedError(Exception):
+    """What the parser says of a mistake, in its own words.
+
+    Args:
+        message: those words.
+        known: keys that the command takes.
+    """
+
+    def __init__(self, message: str, known: list[str]) -> None:
+        super().__init__(message)
+        self.known = known
 
 
 class Parser(LightningArgumentParser):
@@ -61,21 +81,51 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a class: let the outer one speak, it knows the key
             super().error(message, ex)
-        match = re.search(r"(?:[Oo]ption|[Kk]ey|arguments:) ['\"]?(?:--)?([\w.]+)", str(message))
-        wrong = match[1] if match else ""
-        near = [name for name in difflib.get_close_matches(wrong, self._known(), 1) if name != wrong]
-        raise UsageError(message + (f"\nDid you mean {near[0]!r}?" if near else ""))
+        raise RefusedError(str(message), self._known()) from ex
 
     def _known(self) -> list[str]:
         parsers = [self, *(getattr(self._subcommands_action, "choices", None) or {}).values()]
         return [action.dest for parser in parsers for action in parser._actions]
 
 
+class Start(pl.Callback):
+    """Knows how far a run has come, and takes back what one left that failed before its first batch."""
+
+    def __init__(self) -> None:
+        self.in_loop = self.stepped = False
+        self._fresh: list[Path] = []
+
+    def at(self, folder: Path) -> None:
+        """Notes which folders the run will make."""
+        self._fresh = [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def on_train_start(self, *_: object) -> None:
+        self.in_loop = True
+
+    def on_validation_start(self, *_: object) -> None:
+        self.in_loop = True
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.stepped = True
+
+    def on_validation_batch_end(self, *_: object) -> None:
+        self.stepped = True
+
+    def undo(self) -> None:
+        """Removes the run's folder, and its parents as far as they were made for it and hold nothing else."""
+        if self.stepped or getattr(rank_zero_only, "rank", 0) != 0 or not self._fresh:
+            return
+        shutil.rmtree(self._fresh[0], ignore_errors=True)
+        for parent in self._fresh[1:]:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
 class CLI(LightningCLI):
     """LightningCLI with the catalog's components as top-level keys."""
 
-    def __init__(self, *args: Any, catalog: Catalog, command: str, **options: Any) -> None:
-        self._catalog, self._command = catalog, command
+    def __init__(self, *args: Any, command: str, start: Start, **options: Any) -> None:
+        self._command, self._start = command, start
         super().__init__(*args, **options)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -109,18 +159,27 @@ class CLI(LightningCLI):
         # sys.argv stays as it is: DDP's launcher runs it again
         self.config = parser.parse_args(args)
 
+    def before_instantiate_classes(self) -> None:
+        """Refuses a checkpoint that is not there before anything is loaded or written."""
+        path = self.config[self._command].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc") and "://" not in path and not Path(path).exists():
+            raise UsageError(
+                f"--ckpt_path: there is no {path!r}; a run's own stand in RUN/checkpoints/, such as last.ckpt"
+            )
+
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """Gives the run its folder and its callbacks, without pinning them in the config that is saved."""
         config = self.config[self._command]
         folder = run_folder(config)
+        self._start.at(Path(folder))
         options["default_root_dir"] = folder
         if config.trainer.logger in (None, True):
             options["logger"] = TensorBoardLogger(folder, name="", version="")
-        callbacks: list[pl.Callback] = [Throughput()]
+        callbacks: list[pl.Callback] = [self._start, Throughput()]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if config.trainer.enable_checkpointing is not False:
-            callbacks.append(ModelCheckpoint(save_last=True, save_on_exception=True))
+            callbacks.append(ModelCheckpoint(save_last="link", save_on_exception=True))
         self.trainer_defaults["callbacks"] = callbacks
         trainer: pl.Trainer = super().instantiate_trainer(**options)
         return trainer
@@ -154,15 +213,35 @@ def defaults(cls: type) -> dict[str, Any]:
 
 
 def named(catalog: Catalog, kind: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Expands a component's name. It starts from its own defaults: nothing leaks from the one named before."""
+    """Expands a component's name.
+
+    It starts from its own defaults: nothing leaks from the one named before.
+    """
+    if not isinstance(name, str):
+        raise UsageError(f"{kind}: its name must be text, got {name!r}")
     if kind == "optimizer":
-        return {"class_path": f"torch.optim.{name}", "init_args": arguments}
-    cls = catalog.resolve(kind, name)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": {**defaults(cls), **arguments}}
+        if name not in OPTIMIZERS:
+            raise UsageError(unknown_optimizer(name))
+        path, cls = f"torch.optim.{name}", getattr(optim, name)
+    else:
+        cls = catalog.resolve(kind, name)
+        path = f"{cls.__module__}.{cls.__qualname__}"
+    return {"class_path": path, "init_args": {**defaults(cls), **arguments}}
+
+
+def unknown_optimizer(name: str) -> str:
+    """Says which are known."""
+    folded = {known.lower(): known for known in OPTIMIZERS}
+    near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=1)]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown optimizer {name!r}{hint}\ntorch.optim has {', '.join(OPTIMIZERS)}"
 
 
 def expand(catalog: Catalog, kind: str, value: Any) -> Any:
-    """Turns what a config says of a component into what jsonargparse reads: `DMPO`, or `{name: DMPO, beta: 2000}`."""
+    """Turns what a config says of a component into what jsonargparse reads.
+
+    A config says ``NAME``, or ``{name: NAME, beta: 2000}``, or ``{class_path: ..., init_args: ...}``.
+    """
     if isinstance(value, list):
         return [expand(catalog, kind, item) for item in value]
     if isinstance(value, str):
@@ -171,7 +250,10 @@ def expand(catalog: Catalog, kind: str, value: Any) -> Any:
         return value
     if "name" in value:
         if "class_path" in value:
-            raise UsageError(f"{kind}: give name or class_path, not both")
+            raise UsageError(
+                f"{kind}: give name or class_path, not both; got name {mistakes.shown(value['name'])} "
+                f"and class_path {mistakes.shown(value['class_path'])}"
+            )
         return named(catalog, kind, value["name"], {k: v for k, v in value.items() if k != "name"})
     if "class_path" in value and "." not in str(value["class_path"]):
         return {**value, **named(catalog, kind, value["class_path"], value.get("init_args") or {})}
@@ -183,7 +265,7 @@ def expand(catalog: Catalog, kind: str, value: Any) -> Any:
 def expand_config(catalog: Catalog, config: dict[str, Any]) -> dict[str, Any]:
     """Expands every component that a config names."""
     config = dict(config)
-    for place, kind in {**PLACES, "optimizer": "optimizer"}.items():
+    for place, kind in PLACES.items():
         head, _, tail = place.partition(".")
         if not tail and head in config:
             config[head] = expand(catalog, kind, config[head])
@@ -192,13 +274,13 @@ def expand_config(catalog: Catalog, config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def expand_arguments(catalog: Catalog, arguments: list[str]) -> list[str]:
-    """Expands components named on the command line, and finds the configs."""
-    places = {**PLACES, "optimizer": "optimizer"}
+def expand_arguments(catalog: Catalog, arguments: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Expands components named on the command line, and finds and reads the configs."""
     expanded, rest = [], iter(arguments)
+    configs: dict[str, dict[str, Any]] = {}
     for argument in rest:
         match = re.fullmatch(
-            r"--(config|c|" + "|".join(map(re.escape, places)) + r")(\.help)?(?:=(.*))?", argument, re.S
+            r"--(config|c|" + "|".join(map(re.escape, PLACES)) + r")(\.help)?(?:=(.*))?", argument, re.S
         )
         match = match or re.fullmatch(r"-(c)()(?:=(.*))?", argument)
         if not match:
@@ -207,16 +289,33 @@ def expand_arguments(catalog: Catalog, arguments: list[str]) -> list[str]:
         place, suffix, value = match[1], match[2] or "", match[3]
         if value is None:
             value = next(rest, "")
+        if not value:
+            listing = "alignkit list --configs" if place in ("config", "c") else "alignkit list"
+            raise UsageError(f"{argument.rstrip('=')}: needs a value; {listing} says what there is")
         if place in ("config", "c"):
-            expanded.append(f"--config={find_config(value)}")
+            path = find_config(value)
+            configs[value] = mistakes.read_config(path, value)
+            expanded.append(f"--config={path}")
+        elif suffix and PLACES[place] == "optimizer":
+            expanded.append(f"--{place}.help={named(catalog, 'optimizer', value, {})['class_path']}")
         elif suffix and re.fullmatch(r"\w+", value):
-            cls = catalog.resolve(places[place], value)
+            cls = catalog.resolve(PLACES[place], value)
             expanded.append(f"--{place}.help={cls.__module__}.{cls.__qualname__}")
         elif re.fullmatch(r"[A-Za-z]\w*", value) and value not in ("null", "None"):
-            expanded.append(f"--{place}={json.dumps(named(catalog, places[place], value, {}))}")
+            expanded.append(f"--{place}={json.dumps(named(catalog, PLACES[place], value, {}))}")
+        elif value[0] in "[{":
+            expanded.append(f"--{place}={json.dumps(expand(catalog, PLACES[place], inline(place, value)))}")
         else:
             expanded.append(f"--{place}{suffix}={value}")
-    return expanded
+    return expanded, configs
+
+
+def inline(place: str, text: str) -> Any:
+    """Reads a list or mapping that stands on the command line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--{place}: is no YAML: {text!r}") from error
 
 
 def absolute(value: Any, command: str) -> Any:
@@ -232,8 +331,12 @@ def absolute(value: Any, command: str) -> Any:
     return value
 
 
-def train(catalog: Catalog, command: str, arguments: list[str], debug: bool) -> int:
-    """Runs ``fit`` or ``validate``; returns the exit code."""
+def train(catalog: Catalog, command: str, arguments: list[str]) -> int:
+    """Runs ``fit`` or ``validate``; returns the exit code.
+
+    Raises:
+        UsageError: a user's mistake. Any other error keeps its traceback.
+    """
 
     def load(text: str) -> Any:
         value = float(text) if _NUMBER.fullmatch(text) else yaml.safe_load(text)
@@ -241,20 +344,19 @@ def train(catalog: Catalog, command: str, arguments: list[str], debug: bool) -> 
 
     quiet_libraries()
     set_loader("omegaconf+", load, (yaml.YAMLError,))
+    if {"-h", "--help"} & set(arguments):
+        for kind in TOP_LEVEL.keys() & PLACES.keys():  # imported, they are listed as known subclasses
+            for name in catalog.names(kind):
+                catalog.resolve(kind, name)
+    expanded, configs = expand_arguments(catalog, arguments)
+    given, start = Given(arguments, configs), Start()
     try:
-        if {"-h", "--help"} & set(arguments):
-            for kind in TOP_LEVEL.keys() & PLACES.keys():  # imported, they are listed as known subclasses
-                for name in catalog.names(kind):
-                    catalog.resolve(kind, name)
         CLI(
             AlignModule,
             AlignData,
-            catalog=catalog,
             command=command,
-            args=[
-                command,
-                *(absolute(argument, command) for argument in expand_arguments(catalog, arguments)),
-            ],
+            start=start,
+            args=[command, *(absolute(argument, command) for argument in expanded)],
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
             save_config_kwargs={"overwrite": True},
@@ -269,19 +371,37 @@ def train(catalog: Catalog, command: str, arguments: list[str], debug: bool) -> 
         )
     except SIGTERMException:
         return 143
-    except (CatalogError, UsageError, ValueError, OmegaConfBaseException) as error:
-        if debug:
-            raise
-        return fail(words(error, command))
+    except RefusedError as error:
+        installed = {place: catalog.names(kind) for place, kind in PLACES.items()} | {"optimizer": OPTIMIZERS}
+        raise UsageError(mistakes.explained(str(error), command, given, error.known, installed)) from error
+    except OmegaConfBaseException as error:
+        raise UsageError(mistakes.interpolation(error, command, given)) from error
+    except Exception as error:
+        start.undo()
+        root = mistakes.cause(error)
+        packages = {"alignkit", *(item.target.partition(".")[0] for item in catalog.components.values())}
+        if told := in_words(root, packages, start):
+            raise UsageError(told) from error
+        raise
     return 0
 
 
-def words(error: Exception, command: str) -> str:
-    """The message of an error, without the parser's nesting and blank lines."""
-    text = str(error).replace(f"{command}.", "")
-    lines = [re.sub(r"\s+", " ", line).strip(" -") for line in text.splitlines()]
-    kept = [line[:400] for line in lines if line]
-    return "\n".join(kept[:3] + kept[3:][-1:])
+def in_words(error: BaseException, packages: set[str], start: Start) -> str:
+    """The message of a user's mistake; empty for any other error.
+
+    Until the loop begins, a mistake is whatever anyone refuses; then, only what alignkit or a plugin does.
+    """
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, MisconfigurationException):
+        return f"trainer: {error}"
+    if isinstance(error, ValueError | ImportError) and mistakes.is_refusal(error):
+        module = mistakes.module(error)
+        if module.partition(".")[0] in packages:
+            return str(error)
+        owner = "trainer" if module.startswith("lightning") else module
+        return "" if start.in_loop else f"{owner}: {error}"
+    return str(error) if isinstance(error, OSError) and not start.in_loop else ""
 
 
 def quiet_libraries() -> None:
@@ -294,5 +414,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).addFilter(lambda record: not noise.search(record.getMessage()))
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     pl.seed_everything(0, verbose=False)

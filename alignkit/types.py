@@ -99,7 +99,7 @@ class Sample(Protocol):
         """Steps of the schedule."""
 
     def logp(self, prediction_KBCHW: Tensor) -> Tensor:
-        """Log-likelihood of what was drawn, up to a constant that policy and reference share; float32, (K, B)."""
+        """Log-likelihood of what was drawn, up to a constant that both networks share; float32, (K, B)."""
 
 
 class Noised(NamedTuple):

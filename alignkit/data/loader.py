@@ -1,4 +1,4 @@
-"""A loader whose order is a function of the seed and the epoch, and which resumes in the middle of an epoch."""
+"""A loader whose order is a function of the seed and the epoch, and which resumes inside an epoch."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -53,18 +53,20 @@ class AlignData(pl.LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Drops ties.
+        """Drops ties of the training pairs.
 
         Raises:
             ValueError: too few pairs are left for one batch on every device.
         """
+        if stage != "fit":
+            return
         self._train = DecidedPairs(self.train, self.resolution)
         rank_zero_info(f"{len(self._train)} training pairs, {self._train.num_ties} ties dropped")
         needed = self.batch_size * (self.trainer.world_size if self.trainer else 1)
-        if stage == "fit" and len(self._train) < needed:
+        if len(self._train) < needed:
             raise ValueError(
-                f"AlignData: {len(self._train)} decided training pairs are fewer than the {needed} of one step; "
-                "lower batch_size or give more pairs"
+                f"AlignData: {len(self._train)} decided training pairs are fewer than the {needed} of one "
+                "step; lower batch_size or give more pairs"
             )
 
     def train_dataloader(self) -> ResumableLoader:

@@ -15,7 +15,9 @@ class Interval(NamedTuple):
 
 
 def bootstrap(value_P: NDArray[np.float64], *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Percentile bootstrap of a mean over prompts (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993).
+    """Percentile bootstrap of a mean over prompts.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
 
     Args:
         value_P: one figure per prompt: prompts, not images, are what is drawn from a population.

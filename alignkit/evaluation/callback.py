@@ -23,7 +23,9 @@ SHEET = "before_after.png"
 
 
 class Evaluation(pl.Callback):
-    """Generates for held-out prompts with base and aligned model, scores both, and writes figures, pictures and weights.
+    """Generates for held-out prompts with base and aligned model, and scores both.
+
+    Writes figures, pictures and weights.
 
     Args:
         rewards: judges of single images.
@@ -81,8 +83,11 @@ class Evaluation(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignModule)
-        if trainer.state.fn == "validate" and trainer.is_global_zero:
+        if trainer.state.fn != "validate":
+            return
+        if trainer.is_global_zero:
             self.evaluate(trainer, pl_module)
+        trainer.strategy.barrier()
 
     def evaluate(self, trainer: pl.Trainer, module: AlignModule) -> None:
         """Writes ``summary.json`` and ``before_after.png``, and prints the comparison."""
@@ -132,7 +137,8 @@ class Evaluation(pl.Callback):
         ]
         report = compare(*scores)
         rank_zero_info(
-            f"{len(prompts)} held-out prompts x {self.images_per_prompt}, mean [95 % interval]\n{table(report)}"
+            f"{len(prompts)} held-out prompts x {self.images_per_prompt}, mean [95 % interval]\n"
+            f"{table(report)}"
         )
         return {"prompts": prompts, **options, "scores": report}
 

@@ -1,4 +1,7 @@
-"""Base against aligned, paired by prompt and seed. Suffixes: P prompts; M images of a prompt; N = P*M; C H W."""
+"""Base against aligned, paired by prompt and seed.
+
+Shape suffixes: P prompts; M images of a prompt; N = P*M; C H W.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +32,7 @@ def draw(
     batch_size: int = 32,
     label: str = "generating",
 ) -> Tensor:
-    """Generates images in [0, 1] of every prompt, (P, M, C, H, W); image m of prompt p has a seed of its own."""
+    """Generates images in [0, 1] of every prompt, (P, M, C, H, W); each image has a seed of its own."""
     asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     seeds = [seed * 1_000_003 + i for i in range(len(asked))]
     quiet = getattr(rank_zero_only, "rank", 0) != 0 or not label
@@ -68,9 +71,10 @@ def judge(
 
 
 def compare(base: Scores, aligned: Scores) -> dict[str, dict[str, Any]]:
-    """For every judge: both means, their paired difference, and the share of prompts where the aligned model wins.
+    """For every judge: both means, their paired difference, and the aligned model's share of wins.
 
-    A judge that is positive throughout, such as a similarity, also gets the ratio of the means.
+    A win is counted by prompt. A judge that is positive throughout, such as a similarity, also gets
+    the ratio of the means.
     """
     report: dict[str, dict[str, Any]] = {}
     for name, base_P in base.items():

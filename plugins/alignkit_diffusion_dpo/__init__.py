@@ -1,4 +1,4 @@
-"""Diffusion-DPO (Wallace et al., 2023, https://arxiv.org/abs/2311.12908): the logistic preference loss of diffusion."""
+"""Diffusion-DPO, the logistic preference loss (Wallace et al., 2023, https://arxiv.org/abs/2311.12908)."""
 
 from collections.abc import Iterable, Mapping
 
@@ -19,11 +19,12 @@ def alignkit_papers() -> Iterable[Paper]:
             year=2023,
             url="https://arxiv.org/abs/2311.12908",
             components=("DiffusionDPO",),
+            configs=("diffusion_dpo.yaml", "diffusion_dpo/sd15_pickapic.yaml"),
             deviations=(
-                "Squared errors are means over C, H, W and beta / 2 multiplies their difference, as in the
-                authors' " "code; the paper's equation 14 has a squared norm and beta * T * omega.", "Errors
-                are computed in float32; the authors' script computes them in the reference's half
-                precision.",
+                "Squared errors are means over C, H, W and beta / 2 multiplies their difference, as in the "
+                "authors' code; the paper's equation 14 has a squared norm and beta * T * omega.",
+                "Errors are computed in float32; the authors' script computes them in the reference's half "
+                "precision.",
             ),
         )
     ]

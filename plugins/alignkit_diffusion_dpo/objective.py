@@ -10,7 +10,7 @@ from alignkit_diffusion_dpo.functional import diffusion_dpo_loss, diffusion_dpo_
 
 
 class DiffusionDPO(Objective):
-    """Logistic loss on how much more the policy gained on the preferred candidate (Wallace et al., 2023, eq. 14).
+    """Logistic loss on how much more the policy gained on the winner (Wallace et al., 2023, eq. 14).
 
     Args:
         beta: strength of the pull to the reference, per unit of mean squared error, in the convention of the

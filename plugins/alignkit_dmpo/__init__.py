@@ -19,14 +19,14 @@ def alignkit_papers() -> Iterable[Paper]:
             year=2025,
             url="https://arxiv.org/abs/2507.07510",
             components=("DMPO",),
-            configs=("dmpo.yaml",),
+            configs=("dmpo.yaml", "dmpo/sd15_pickapic.yaml"),
             deviations=(
-                "The paper's own equations and code could not be read: the loss is that of two third parties,
-                " "AIDC-AI/Diffusion-SDPO (train_method=dmpo) and exo_pair of huggingface/trl, which agree
-                with each " "other and with the paper's abstract.", "The closed forms of gradient, minimum and
-                first loss are derived here from that loss.", "The defaults alpha = 0.01 and beta = 2000 are
-                those of AIDC-AI/Diffusion-SDPO for SD 1.5; the paper's " "own values are not known.", "alpha
-                is checked to lie in (0, 0.5]; the third-party code accepts 0 and clamps it to 1e-6.",
+                "The paper's own equations and code could not be read: the loss is FOUND in two third "
+                "parties, AIDC-AI/Diffusion-SDPO (train_method=dmpo) and exo_pair of huggingface/trl, which "
+                "agree with each other and with the abstract.",
+                "DERIVED from that loss: its gradient, minimum and first value.",
+                "The defaults alpha = 0.01 and beta = 2000 are those of AIDC-AI/Diffusion-SDPO for SD 1.5; "
+                "the paper's own are not known.",
             ),
         )
     ]

@@ -17,10 +17,9 @@ def dmpo_loss(
     ``KL((p, 1 - p) || (1 - alpha, alpha))``. Diffusion-DPO is the forward divergence, without smoothing.
 
     The paper (Li et al., 2025) could be read in its abstract and introduction only. The form is that of
-    third-party
-    code: the branch ``dmpo`` of https://github.com/AIDC-AI/Diffusion-SDPO/blob/84fb241/train.py, which is
-        ``exo_pair``
-    of https://github.com/huggingface/trl (EXO, Ji et al., 2024, eq. 16) on the logit of Diffusion-DPO; it
+    third-party code: the branch ``dmpo`` of
+    https://github.com/AIDC-AI/Diffusion-SDPO/blob/84fb241/train.py, which is ``exo_pair`` of
+    https://github.com/huggingface/trl (EXO, Ji et al., 2024, eq. 16) on the logit of Diffusion-DPO; it
     agrees with the abstract. Not confirmed against the paper's own equation.
 
     Args:
@@ -46,5 +45,8 @@ def dmpo_loss(
 
 
 def dmpo_slope(logit_B: Tensor, *, alpha: float) -> Tensor:
-    """Derivative of the loss by the logit, ``p (1 - p) (logit - log((1 - alpha) / alpha))``, (B,): derived here."""
+    """Derivative of the loss by the logit, derived here; shape (B,).
+
+    It is ``p (1 - p) (logit - log((1 - alpha) / alpha))``.
+    """
     return logit_B.sigmoid() * (-logit_B).sigmoid() * (logit_B - math.log1p(-alpha) + math.log(alpha))

@@ -10,9 +10,9 @@ COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0")
 
 
 class PickAPic(PairSource):
-    """Pairs from parquet files with Pick-a-Pic's columns ``caption, jpg_0, jpg_1, label_0``, and ``user_id`` if there.
+    """Pairs from parquet files with Pick-a-Pic's columns ``caption, jpg_0, jpg_1, label_0``.
 
-    The files are mapped, not read: their size does not matter.
+    A column ``user_id`` is read if there is one. The files are mapped, not read: their size does not matter.
 
     Args:
         path: a parquet file, or a folder that holds some.

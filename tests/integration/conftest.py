@@ -1,6 +1,8 @@
 """A tiny random pipeline on disk and pairs in memory, of the classes that users have."""
 
 import io
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -123,6 +125,9 @@ def alignkit(
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.delenv("ALIGNKIT_RUN", raising=False)
+        for handler in logging.getLogger("lightning").handlers:
+            assert isinstance(handler, logging.StreamHandler)
+            handler.stream = sys.stderr  # not that of the test that imported lightning
         capsys.readouterr()
         try:
             code = main(list(arguments))

@@ -234,3 +234,15 @@ def test_generate_draws_base_beside_aligned(alignkit: Run, config: str, tmp_path
         Image.open(tmp_path / "run" / "generated" / f"a-red-apple-{i}-base.png").tobytes() for i in range(2)
     )
     assert first != second
+
+
+def test_a_third_partys_objective_is_selected_by_name_and_trains(
+    alignkit: Run, config: str, tmp_path: Path
+) -> None:
+    """``make test`` installs tests/third_party/acme_align, a distribution of its own."""
+    options = ("--objective", "AcmeHinge", "--trainer.max_steps", "3", "--evaluation.max_prompts", "0")
+    code, _, err = alignkit("fit", "--config", config, "--run", "acme", *options)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "acme" / "summary.json").read_text())
+    assert (summary["objective"], summary["steps"]) == ("AcmeHinge", 3)
+    assert "acme_align.objective.AcmeHinge" in (tmp_path / "acme" / "config.yaml").read_text()

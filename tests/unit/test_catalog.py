@@ -171,8 +171,9 @@ def test_two_components_of_one_name_are_refused(offer):
     with pytest.raises(CatalogError) as error:
         discover(found=found)
     assert str(error.value) == (
-        "objective 'Good' is offered by plugin 'first' (first-align 1.0) and by plugin 'second' (second-align
-        1.0).\n" "Block one: alignkit -p no:first ... or alignkit -p no:second ..."
+        "objective 'Good' is offered by plugin 'first' (first-align 1.0) "
+        "and by plugin 'second' (second-align 1.0).\n"
+        "Block one: alignkit -p no:first ... or alignkit -p no:second ..."
     )
 
 
@@ -289,8 +290,8 @@ from importlib.metadata import EntryPoint
 from alignkit.catalog import discover
 catalog = discover(found=[EntryPoint(name, module, "alignkit") for name, module in {built_in()!r}.items()])
 assert catalog.components and not catalog.failures, catalog
-heavy = {{"torch", "lightning", "diffusers", "transformers", "datasets", "pyarrow", "numpy"}} &
-set(sys.modules) assert not heavy, heavy
+heavy = {{"torch", "lightning", "diffusers", "transformers", "datasets", "pyarrow", "numpy"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     ran = subprocess.run(
         [sys.executable, "-c", code],

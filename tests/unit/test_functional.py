@@ -80,7 +80,7 @@ def test_accuracy_of_right_tied_and_wrong(winner: float, accuracy: float):
 
 
 def test_bradley_terry_by_hand():
-    """-log sigma(0) = log 2, -log sigma(log 3) = log(4/3), and exactly -u far in the tail, where sigma underflows."""
+    """-log sigma(0) = log 2, -log sigma(log 3) = log(4/3), and exactly -u far out, where sigma underflows."""
     logit_B = torch.tensor([0.0, math.log(3), -1e4])
     assert_close(bradley_terry_nll(logit_B), torch.tensor([math.log(2), math.log(4 / 3), 1e4]))
 
@@ -113,7 +113,7 @@ def test_ddim_move_in_two_steps_is_one_step():
 
 @pytest.mark.parametrize("step", [999, 499, 19])
 def test_ddim_move_equals_diffusers_step(step: int):
-    """DDIMScheduler with eta = 0, of 50 steps: from ``step`` to ``step - 20``; the last ends at alpha_bar = 1."""
+    """DDIMScheduler, eta = 0, 50 steps: from ``step`` to ``step - 20``; the last ends at alpha_bar = 1."""
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
     )

@@ -44,7 +44,7 @@ def test_the_derivation_below_is_splitmix64():
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, -1])
 def test_uniform_equals_an_independent_derivation(seed: int):
-    """The stream's start is mixed from seed, purpose, record and visit in turn; 52 bits become a midpoint in (0, 1)."""
+    """The stream starts from seed, purpose, record and visit, mixed in turn; 52 bits become a midpoint."""
     ids, visits = [0, 5, -3, 2**62], [0, 1, 2, 3]
     expected = []
     for record, visit in zip(ids, visits, strict=True):
@@ -111,7 +111,10 @@ def test_record_and_visit_are_not_interchangeable():
 
 
 def test_uniform_is_uniform():
-    """Kolmogorov-Smirnov on 2e5 numbers of 200 records: below 1.63 / sqrt(n), which a fair draw passes in 99 of 100."""
+    """Kolmogorov-Smirnov on 2e5 numbers of 200 records.
+
+    Below 1.63 / sqrt(n), which a fair draw passes in 99 of 100.
+    """
     sample = uniform(key(200), "noise", 1000)
     assert sample.dtype == torch.float64
     assert ((sample > 0) & (sample < 1)).all()

@@ -1,4 +1,4 @@
-"""The values that travel through a step. Shape suffixes: K candidates of a prompt, best first; B prompts; C H W."""
+"""Values that travel through a step. Suffixes: K candidates of a prompt, best first; B prompts; C H W."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from alignkit.types import Noised, mean_logs, required
 
 
 def test_logp_is_minus_the_mean_squared_error():
-    """Errors of 1, 2, 3 and 4 on 1 x 2 x 2 values: -(1 + 4 + 9 + 16) / 4 = -7.5; none for the other candidate."""
+    """Errors of 1, 2, 3 and 4 on 1 x 2 x 2 values: -(1 + 4 + 9 + 16) / 4 = -7.5; the other has none."""
     target_KBCHW = torch.zeros(2, 1, 1, 2, 2)
     prediction_KBCHW = torch.tensor([[[1.0, -2.0], [3.0, -4.0]], [[0.0, 0.0], [0.0, 0.0]]]).view(
         2, 1, 1, 2, 2

@@ -1,1 +1,1 @@
-"""Scripts that made what the package ships: the pictures, the pairs and the weights. Not needed to use any of it."""
+"""Scripts that made what the package ships: pictures, pairs and weights. None is needed to use it."""

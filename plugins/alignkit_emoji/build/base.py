@@ -19,7 +19,7 @@ GRID_ROWS = 4
 
 
 class BaseTraining(pl.LightningModule):
-    """Trains a small ``StableDiffusionPipeline`` around a finished autoencoder and writes it as a diffusers folder.
+    """Trains a small ``StableDiffusionPipeline`` around a finished autoencoder; writes a diffusers folder.
 
     Args:
         out: the pipeline folder; its ``vae`` must be there.
@@ -134,6 +134,13 @@ class BaseTraining(pl.LightningModule):
         pipeline.save_pretrained(self.out)
         self.grid(pipeline).save(self.out / "real_and_generated.png")
 
+    def on_fit_end(self) -> None:
+        """Writes the pipeline in half precision, as it is shipped."""
+        self.unet.half()
+        self.text_encoder.half()
+        self.vae.half()
+        self.pipeline().save_pretrained(self.out)
+
     def pipeline(self) -> StableDiffusionPipeline:
         """The networks as they stand, in a pipeline that shares them."""
         return StableDiffusionPipeline(
@@ -148,7 +155,7 @@ class BaseTraining(pl.LightningModule):
         )
 
     def grid(self, pipeline: StableDiffusionPipeline, scale: int = 2) -> Image.Image:
-        """One row of real pictures of evenly spread concepts, then rows generated at guidance 3 in 20 DDIM steps."""
+        """One row of real pictures of spread concepts, then rows generated at guidance 3 in 20 DDIM steps."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         rows = [int(i * len(self.concepts) / GRID_COLUMNS) for i in range(GRID_COLUMNS)]
         pipeline.set_progress_bar_config(disable=True)

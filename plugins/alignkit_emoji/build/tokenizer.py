@@ -12,7 +12,10 @@ MAX_LENGTH = 16
 
 
 def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """Trains byte-pair merges on the given words until each is one token; at most ``MAX_LENGTH`` tokens a prompt."""
+    """Trains byte-pair merges on the given words until each is one token.
+
+    A prompt has at most ``MAX_LENGTH`` tokens.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""The loss of Diffusion-DPO. u is the logit, e and r are the errors of policy and reference, sigma the sigmoid."""
+"""The loss of Diffusion-DPO: u is the logit, e and r the errors of policy and reference, sigma sigmoid."""
 
 import math
 
@@ -152,7 +152,7 @@ def test_small_beta_approaches_log_two_linearly(scores):
 
 
 def test_large_beta_approaches_a_hinge(scores):
-    """L / beta -> max(0, Delta) / 2 with Delta = (e_w - e_l) - (r_w - r_l); the rest is at most log(2) / beta."""
+    """L / beta -> max(0, D) / 2 with D = (e_w - e_l) - (r_w - r_l); the rest is at most log(2) / beta."""
     logp_KB, ref_logp_KB = scores
     delta_B = (ref_logp_KB[0] - ref_logp_KB[1]) - (logp_KB[0] - logp_KB[1])
     loss_B = diffusion_dpo_loss(logp_KB, ref_logp_KB, beta=1e6)
@@ -212,7 +212,7 @@ def test_finite_at_any_logit_in_float32():
 
 
 def test_one_step_on_shared_noise_raises_the_mean_logit():
-    """Gradient descent on a linear denoiser that starts at the reference: pairs are ranked better after it."""
+    """Gradient descent on a linear denoiser that starts at the reference ranks pairs better after it."""
     generator = torch.Generator().manual_seed(3)
     latent_KBD = torch.randn(2, 64, 8, generator=generator, dtype=torch.float64)
     noise_BD = torch.randn(64, 8, generator=generator, dtype=torch.float64)  # shared by winner and loser

@@ -1,4 +1,4 @@
-"""The loss of DMPO. u is the logit, p = sigmoid(u), a is alpha, kappa = log((1 - a) / a), H the binary entropy."""
+"""Loss of DMPO: u is the logit, p = sigmoid(u), a alpha, kappa = log((1 - a) / a), H binary entropy."""
 
 import math
 
@@ -103,7 +103,7 @@ def test_slope_is_the_derivative(alpha: float):
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_gradient_by_the_errors(scores, alpha: float):
-    """By the chain rule dL/de_w = p (1 - p) (kappa - u) (beta/2) and dL/de_l its opposite, where logp = -e."""
+    """The chain rule gives dL/de_w = p (1 - p) (kappa - u) (beta/2), dL/de_l its opposite; logp = -e."""
     error_KB = (-scores[0]).requires_grad_()
     dmpo_loss(-error_KB, scores[1], beta=6.0, alpha=alpha).sum().backward()
     gain_KB = scores[0] - scores[1]
@@ -221,7 +221,7 @@ def test_curvature_at_the_minimum(alpha: float):
     ("alpha", "low", "high"), [(0.1, -0.716, 3.276), (0.01, -0.405, 5.602), (1e-3, -0.280, 7.907)]
 )
 def test_convex_on_one_interval_only(alpha: float, low: float, high: float):
-    """Between the zeros of (1 - 2p)(u - kappa) + 1, given to three digits, the slope rises; outside it falls."""
+    """Between the zeros of (1 - 2p)(u - kappa) + 1, given to three digits, the slope rises, else falls."""
     convex_B = dmpo_slope(grid(low + 1e-3, high - 1e-3), alpha=alpha).diff() > 0
     assert convex_B.all()
     for outside in (grid(low - 3, low - 1e-3), grid(high + 1e-3, high + 3)):
@@ -251,7 +251,7 @@ def test_label_without_information_pulls_to_the_reference():
 
 
 def test_hard_label_leaves_the_probability_of_a_wrong_ranking():
-    """L / (-log a) -> 1 - p as a -> 0: what is left, (H + p log(1 - a)) / log a, is at most log 2 / -log a."""
+    """L / (-log a) -> 1 - p as a -> 0: the rest, (H + p log(1 - a)) / log a, is at most log 2 / -log a."""
     logit_B = grid(-8, 8)
     for alpha in (1e-8, 1e-100, 1e-300):
         difference_B = at_logit(logit_B, alpha=alpha) / -math.log(alpha) - torch.sigmoid(-logit_B)
@@ -259,7 +259,7 @@ def test_hard_label_leaves_the_probability_of_a_wrong_ranking():
 
 
 def test_large_and_small_beta(scores):
-    """As beta -> inf: -log a where Delta > 0, -log(1 - a) where Delta < 0. As beta -> 0: L(0), linearly in beta."""
+    """As beta -> inf: -log a where D > 0, -log(1 - a) where D < 0. As beta -> 0: L(0), linearly in beta."""
     logp_KB, ref_logp_KB = scores
     delta_B = (ref_logp_KB[0] - ref_logp_KB[1]) - (logp_KB[0] - logp_KB[1])
     large_B = dmpo_loss(logp_KB, ref_logp_KB, beta=1e8, alpha=0.01)
@@ -273,7 +273,7 @@ def test_large_and_small_beta(scores):
 
 
 def test_equals_the_divergence_of_two_softmaxes(scores):
-    """The form for any number of candidates, sum_i p_i (log p_i - log q_i) with p = softmax of the implicit rewards.
+    """The form for any number of candidates: sum_i p_i (log p_i - log q_i), p = softmax(implicit rewards).
 
     It reproduces the pair's loss for q = (1 - a, a); permuting candidates and labels together, or adding a
     constant to the rewards, changes nothing.
@@ -294,8 +294,9 @@ def test_equals_the_divergence_of_two_softmaxes(scores):
 
 
 def test_gradient_flows_through_the_weights():
-    """With p detached, sum_i p_i d log p_i = 0 (score-function identity); with the log-ratio detached, nothing changes.
+    """With p detached, sum_i p_i d log p_i = 0 (score-function identity).
 
+    With the log-ratio detached, nothing changes.
     So what a detached weight would give is not what the loss gives.
     """
     logit_B = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64, requires_grad=True)

@@ -1,0 +1,97 @@
+"""The backbone on tiny pipelines: what it loads, draws and writes. The step is in tests/integration."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch.testing import assert_close
+
+from alignkit.policy import LoRA
+from alignkit_diffusers.stable_diffusion import StableDiffusion
+from tests.integration.conftest import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+def test_pictures_are_those_of_diffusers_own_pipeline(folder: Path) -> None:
+    """Same seeds, DDIM, same guidance: nothing of ours stands between."""
+    backbone = StableDiffusion(str(folder))
+    network = backbone.build_policy().eval()
+    prompts, seeds = ["red apple", "green pear"], [4, 5]
+    ours = backbone.generate(network, prompts, seeds=seeds, num_steps=3, guidance=2.0)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        prompts,
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="pt",
+    ).images
+    assert_close(ours, theirs)
+    alone = backbone.generate(network, prompts[1:], seeds=seeds[1:], num_steps=3, guidance=2.0)
+    assert_close(alone[0], ours[1], rtol=0, atol=1e-4)
+
+
+def test_merged_adapters_predict_what_the_adapted_policy_predicted(folder: Path, tmp_path: Path) -> None:
+    """alpha differs from the rank: a file without its metadata would scale the adapters wrongly."""
+    backbone = StableDiffusion(str(folder), lora=LoRA(rank=2, alpha=8.0))
+    policy = backbone.build_policy().eval()
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    backbone.save(policy, tmp_path)
+    x_NCHW, t_N, text_NLD = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 16, 16)
+    adapted = policy(x_NCHW, t_N, encoder_hidden_states=text_NLD).sample
+    merged = backbone.load(tmp_path)(x_NCHW, t_N, encoder_hidden_states=text_NLD).sample
+    assert_close(merged, adapted, rtol=1e-4, atol=1e-5)
+    plain = StableDiffusion(str(folder)).build_policy()
+    assert not torch.allclose(plain(x_NCHW, t_N, encoder_hidden_states=text_NLD).sample, adapted, atol=1e-2)
+    plain.load_lora_adapter(tmp_path, prefix="unet", weight_name="pytorch_lora_weights.safetensors")
+    loaded = plain(x_NCHW, t_N, encoder_hidden_states=text_NLD).sample
+    assert_close(loaded, adapted, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_asked_layers_are_trained(folder: Path) -> None:
+    policy = StableDiffusion(str(folder), lora=LoRA(rank=2, targets=("to_v",))).build_policy()
+    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("to_v.lora_" in name for name in trained)
+
+
+def test_trainable_weights_are_float32_however_they_are_stored(folder: Path, tmp_path: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path)
+    policy = StableDiffusion(str(tmp_path)).build_policy()
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+
+
+def test_schedule_is_the_checkpoints_own(folder: Path) -> None:
+    schedule = StableDiffusion(str(folder)).schedule
+    scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    assert_close(schedule.alpha_T**2, scheduler.alphas_cumprod)
+    assert_close(schedule.alpha_T**2 + schedule.sigma_T**2, torch.ones(1000))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere/at/all", "is no pipeline folder"),
+        ("no_such_package:base", "no package 'no_such_package' is installed"),
+        ("alignkit_emoji:nothing", "is no pipeline folder"),
+    ],
+)
+def test_a_path_that_holds_no_pipeline_is_named(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StableDiffusion(path)
+
+
+def test_a_missing_part_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
+    with pytest.raises(ValueError, match="cannot load the scheduler of"):
+        StableDiffusion(str(tmp_path))

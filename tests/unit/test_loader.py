@@ -1,0 +1,80 @@
+"""The order of records, over epochs, ranks and restarts."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from alignkit.data.loader import ResumableLoader
+from alignkit.data.module import AlignData, decode
+from tests.integration.conftest import NoisyPairs
+
+
+class Places(Dataset[tuple[int, int]]):
+    """Gives back what it is asked for."""
+
+    def __len__(self) -> int:
+        return 22
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, int]:
+        return place
+
+
+def loader(rank: int = 0, world_size: int = 1, batch_size: int = 4, **options: Any) -> ResumableLoader:
+    return ResumableLoader(
+        Places(), batch_size, seed=5, rank=rank, world_size=world_size, collate_fn=list, **options
+    )
+
+
+def test_each_epoch_is_a_new_order_of_the_same_records() -> None:
+    whole = loader(batch_size=22)
+    first, second = next(iter(whole)), next(iter(whole))
+    assert sorted(index for index, _ in first) == list(range(22))
+    assert [index for index, _ in first] != [index for index, _ in second]
+    assert {visit for _, visit in first} == {0}
+    assert {visit for _, visit in second} == {1}
+
+
+def test_two_ranks_cover_what_one_covers_step_by_step() -> None:
+    one = list(loader(batch_size=4))
+    two = [list(loader(rank, 2, batch_size=2)) for rank in range(2)]
+    assert len(one) == 5
+    for step, batch in enumerate(one):
+        assert sorted(batch) == sorted(two[0][step] + two[1][step])
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_goes_on_where_it_stopped(stop: int, num_workers: int) -> None:
+    """At 5 the epoch is over: what was left of it is nothing, and the next call gives the next epoch."""
+    straight = loader()
+    first, second = list(straight), list(straight)
+    stopped = loader()
+    batches = iter(stopped)
+    for _ in range(stop):
+        next(batches)
+    resumed = loader(num_workers=num_workers)
+    resumed.load_state_dict(stopped.state_dict())
+    assert list(resumed) == first[stop:]
+    assert list(resumed) == second
+
+
+def test_too_few_pairs_for_a_step_are_refused() -> None:
+    data = AlignData(NoisyPairs(10), batch_size=16, resolution=16)
+    with pytest.raises(ValueError, match="8 decided training pairs are fewer than the 16 of one step"):
+        data.setup("fit")
+
+
+def test_a_broken_picture_names_its_pair() -> None:
+    with pytest.raises(ValueError, match=r"pair 7: its picture cannot be read \(4 bytes\)"):
+        decode(b"none", 16, "pair 7")
+
+
+def test_pictures_are_resized_by_their_shorter_side_and_cropped() -> None:
+    """NoisyPairs' pictures are 16 x 16: at 8 pixels they are halved."""
+    record = NoisyPairs()[0]
+    image_CHW = decode(record.image_0, 8, "pair 0")
+    assert image_CHW.shape == (3, 8, 8)
+    assert -1 <= image_CHW.min() < image_CHW.max() <= 1
+    assert torch.equal(decode(record.image_0, 16, "pair 0"), decode(record.image_0, 16, "pair 0"))
