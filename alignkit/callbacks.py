@@ -162,7 +162,7 @@ class Throughput(pl.Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar over the whole run, not the epoch: time spent, time left, and what matters here."""
+    """Lightning's rich bar over the whole run, not the epoch: time spent, time left, what matters here."""
 
     @property
     def total_train_batches(self) -> int | float:

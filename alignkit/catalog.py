@@ -114,7 +114,7 @@ def discover(blocked: Collection[str] = (), found: Iterable[EntryPoint] | None =
         found: entry points to read in place of the installed ones.
 
     Raises:
-        CatalogError: two plugins have one name, or two components of a kind do.
+        CatalogError: two plugins or two components of a kind have one name; nothing has a blocked name.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -151,9 +151,11 @@ def _reason(error: Exception) -> str:
 def _unique(found: Iterable[EntryPoint], blocked: Collection[str]) -> dict[str, tuple[EntryPoint, str]]:
     """Entry points by plugin name. One distribution seen twice on ``sys.path`` counts once."""
     unique: dict[str, tuple[EntryPoint, str]] = {}
+    seen: set[str] = set()
     for entry in found:
         name = entry.dist.name if entry.dist else "an unnamed distribution"
         distribution = f"{name} {entry.dist.version}" if entry.dist else name
+        seen |= {entry.name, name}
         if entry.name in blocked or name in blocked:
             continue
         if entry.name in unique:
@@ -165,6 +167,11 @@ def _unique(found: Iterable[EntryPoint], blocked: Collection[str]) -> dict[str, 
                 f"Uninstall one, or block one: alignkit -p no:{name} ..."
             )
         unique[entry.name] = (entry, distribution)
+    if absent := sorted(set(blocked) - seen):
+        raise CatalogError(
+            f"-p no:{absent[0]}: no plugin and no distribution has that name; "
+            f"there are {', '.join(sorted(seen))}"
+        )
     return dict(sorted(unique.items()))
 
 

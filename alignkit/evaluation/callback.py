@@ -78,20 +78,21 @@ class Evaluation(pl.Callback):
             "steps": trainer.global_step,
             "train_seconds": round(time.monotonic() - self._started, 1),
         }
+        folder = _folder(trainer)
         if trainer.is_global_zero:
-            pl_module.backbone.save(pl_module.policy, _folder(trainer))
+            pl_module.backbone.save(pl_module.policy, folder)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignModule)
         if trainer.state.fn != "validate":
             return
+        folder = _folder(trainer)
         if trainer.is_global_zero:
-            self.evaluate(trainer, pl_module)
+            self.evaluate(trainer, pl_module, folder)
         trainer.strategy.barrier()
 
-    def evaluate(self, trainer: pl.Trainer, module: AlignModule) -> None:
+    def evaluate(self, trainer: pl.Trainer, module: AlignModule, folder: Path) -> None:
         """Writes ``summary.json`` and ``before_after.png``, and prints the comparison."""
-        folder = _folder(trainer)
         summary: dict[str, Any] = {
             "objective": type(module.objective).__name__,
             **self._facts,
@@ -144,6 +145,7 @@ class Evaluation(pl.Callback):
 
 
 def _folder(trainer: pl.Trainer) -> Path:
+    """The run's folder. To be called by every process: Lightning asks the first one."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -2,9 +2,9 @@
 
     python benchmarks/claims/main_job.py --out benchmarks/results
 
-The claim: held-out prompts gain at least 0.4 standard deviations of the real pictures' majority utility, with an interval
-clear of 0; fidelity stays at 95 % of the base's or more; held-out implicit accuracy reaches 0.68; training ends within
-five minutes on two cores, below 2 GB.
+The claim: held-out prompts gain at least 0.4 standard deviations of the real pictures' majority utility,
+with an interval clear of 0; fidelity stays at 95 % of the base's or more; held-out implicit accuracy reaches
+0.68; training ends within five minutes on two cores, below 2 GB.
 """
 
 import argparse
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = (
-    "| config | seed | steps | utility base | utility aligned | gain | fidelity, share of base | recognition base | "
-    "recognition aligned | diversity base | diversity aligned | accuracy | training, s | peak, GB |"
+    "| config | seed | steps | utility base | utility aligned | gain | fidelity, share of base | "
+    "recognition base | recognition aligned | diversity base | diversity aligned | accuracy | "
+    "training, s | peak, GB |"
 )
 
 
@@ -106,7 +107,8 @@ def main() -> None:
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {processor()}, "
         f"{os.environ.get('OMP_NUM_THREADS', 'default')} threads, Python {platform.python_version()}, "
         f"torch {version('torch')}, diffusers {version('diffusers')}, lightning {version('lightning')}.",
-        "Mean [95 % interval over held-out prompts, bootstrap]; utility in standard deviations of the real pictures'.",
+        "Mean [95 % interval over held-out prompts, bootstrap]; "
+        "utility in standard deviations of the real pictures'.",
         "",
         COLUMNS,
         "|" + "---|" * (COLUMNS.count("|") - 1),

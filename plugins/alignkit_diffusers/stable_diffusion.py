@@ -220,4 +220,7 @@ def _loaded(kind: Any, root: str, part: str, **options: object) -> Any:
         return kind.from_pretrained(root, subfolder=part, **options)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"StableDiffusion: cannot load the {part} of {root!r}: {reason}") from error
+        raise ValueError(
+            f"StableDiffusion: cannot load the {part} of {root!r}: {reason}\n"
+            "Give a folder that holds a whole pipeline, or a hub id that this machine can reach"
+        ) from error

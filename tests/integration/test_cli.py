@@ -13,7 +13,7 @@ import yaml
 from alignkit import __version__
 from alignkit.catalog import discover
 from alignkit.configfiles import packaged_configs
-from alignkit.training import OPTIMIZERS
+from alignkit.naming import OPTIMIZERS
 
 Run = Callable[..., tuple[int, str, str]]
 ROOTS = [str(Path(__file__).parents[2] / root) for root in (".", "plugins")]

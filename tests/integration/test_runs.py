@@ -83,7 +83,8 @@ def test_what_a_run_leaves(alignkit: Run, config: str, tmp_path: Path, pipeline:
     assert wanted <= set(events.Tags()["scalars"])
     assert len(events.Scalars("loss")) == 10
     assert [image.step for image in events.Images("samples")] == [5, 10]
-    assert Image.open(run / "before_after.png").width > 192
+    with Image.open(run / "before_after.png") as sheet:
+        assert sheet.width > 192
     trained = UNet2DConditionModel.from_pretrained(run, subfolder="unet")
     base = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet")
     assert not torch.equal(trained.conv_in.weight, base.conv_in.weight)

@@ -5,6 +5,7 @@ import copy
 import inspect
 import math
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from alignkit import Batch, Encoded, Key, Objective
+from alignkit import Batch, Encoded, Key, Objective, Scored, Weighting, Weights
 from alignkit.data.module import DecidedPairs, collate
 from alignkit.module import AlignModule
 from alignkit.policy import AdaptersOff, FrozenCopy, LoRA
@@ -223,6 +224,26 @@ def test_reference_is_outside_the_module_tree(pipeline: Path) -> None:
     module = module_of(pipeline)
     assert all(name.startswith("policy.") for name in module.state_dict())
     assert copy.copy(module.state_dict()).keys() == {f"policy.{n}" for n in module.policy.state_dict()}  # type: ignore[union-attr]
+
+
+class FirstOnly(Weighting):
+    """Counts the first prompt twice and no other, and shifts every margin by one."""
+
+    def forward(self, scored: Scored, batch: Batch, score: Callable[[torch.nn.Module], Tensor]) -> Weights:
+        assert scored.logp_KB is not None
+        assert torch.equal(score(self.network), scored.logp_KB)
+        weight_B = torch.zeros(len(batch.prompts))
+        weight_B[0] = 2.0
+        return Weights(weight_B, torch.ones_like(weight_B))
+
+
+def test_weights_multiply_finished_losses_and_margins_shift_the_logit(pipeline: Path) -> None:
+    """At the reference the logit is 0 - 1, so a loss is log(1 + e); only the first of four counts, twice."""
+    module = module_of(pipeline)
+    module.weighting = FirstOnly()
+    module.weighting.network = module.policy  # type: ignore[assignment]
+    loss = module.training_step(batch_of(), 0)
+    assert_close(loss.item(), 2 * math.log(1 + math.e) / 4, rtol=1e-6, atol=0)
 
 
 def test_the_step_fits_ten_lines() -> None:

@@ -301,3 +301,10 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"},
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_blocking_what_is_not_there_says_what_is() -> None:
+    with pytest.raises(
+        CatalogError, match="-p no:typo: no plugin and no distribution has that name; there are"
+    ):
+        discover(blocked=["typo"])

@@ -39,7 +39,7 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folder: Path) -> None:
 
 
 def test_merged_adapters_predict_what_the_adapted_policy_predicted(folder: Path, tmp_path: Path) -> None:
-    """alpha differs from the rank: a file without its metadata would scale the adapters wrongly."""
+    """The alpha differs from the rank: a file without its metadata would scale the adapters wrongly."""
     backbone = StableDiffusion(str(folder), lora=LoRA(rank=2, alpha=8.0))
     policy = backbone.build_policy().eval()
     for name, parameter in policy.named_parameters():

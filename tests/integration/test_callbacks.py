@@ -1,0 +1,69 @@
+"""Callbacks whose arithmetic a whole run would hide."""
+
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from alignkit.callbacks import EMA, SampleGrid
+from alignkit.evaluation import Evaluation
+from alignkit.module import AlignModule
+from alignkit_diffusers.stable_diffusion import StableDiffusion
+from alignkit_diffusion_dpo.objective import DiffusionDPO
+from alignkit_standard.sampler import SharedNoise
+
+
+@pytest.fixture
+def module(pipeline: Path) -> AlignModule:
+    built = AlignModule(DiffusionDPO(), SharedNoise(), StableDiffusion(str(pipeline)), torch.optim.AdamW)
+    built.configure_model()
+    return built
+
+
+def test_average_follows_each_optimizer_step_and_is_shown_only_to_validation(module: AlignModule) -> None:
+    """After one step of +1 from 0, with decay min(0.9, 2/11), the average is 9/11.
+
+    A second batch of the same step (accumulation) changes nothing.
+    """
+    weight = module.policy.conv_in.bias  # type: ignore[union-attr]
+    assert isinstance(weight, torch.nn.Parameter)
+    torch.nn.init.zeros_(weight)
+    ema, trainer = EMA(decay=0.9), Mock(global_step=0)
+    ema.on_fit_start(trainer, module)
+    with torch.no_grad():
+        weight.add_(1)
+    trainer.global_step = 1
+    for _ in range(2):
+        ema.on_train_batch_end(trainer, module, None, Mock(), 0)
+    ema.on_validation_start(trainer, module)
+    assert_close(weight.detach(), torch.full_like(weight, 9 / 11))
+    ema.on_validation_end(trainer, module)
+    assert torch.equal(weight.detach(), torch.ones_like(weight))
+
+
+def test_a_run_ends_with_the_average(module: AlignModule) -> None:
+    weight = module.policy.conv_in.bias  # type: ignore[union-attr]
+    assert isinstance(weight, torch.nn.Parameter)
+    torch.nn.init.zeros_(weight)
+    ema, trainer = EMA(decay=0.9), Mock(global_step=0)
+    ema.on_fit_start(trainer, module)
+    with torch.no_grad():
+        weight.add_(1)
+    ema.on_fit_end(trainer, module)
+    ema.on_validation_start(trainer, module)
+    assert torch.equal(weight.detach(), torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EMA(decay=1.0), "EMA: decay must be between 0 and 1, got 1.0"),
+        (lambda: SampleGrid(every=0), "SampleGrid: every must be at least 1, got 0"),
+        (lambda: Evaluation(num_steps=0), "Evaluation: num_steps must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(build: type, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
