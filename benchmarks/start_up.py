@@ -1,0 +1,64 @@
+"""CPU seconds that commands take to answer.
+
+    python benchmarks/start_up.py --out benchmarks/results
+
+The bars: `--help` and `list` within 0.5 s, `fit --print_config` within 8 s. Tests assert the cause: no torch
+is imported.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+COMMANDS = (
+    (["--help"], 0.5),
+    (["list"], 0.5),
+    (["list", "--papers"], 0.5),
+    (["fit", "--config", "dmpo.yaml", "--print_config"], 8.0),
+)
+
+
+def cpu_seconds(arguments: list[str]) -> float:
+    """User and system time of one run."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "alignkit.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def main() -> None:
+    """Measures each command five times and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the table")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    lines = [
+        "# Start-up",
+        "",
+        f"`python {' '.join(sys.argv)}`",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, one thread.",
+        "CPU seconds of five runs each.",
+        "",
+        "| command | least | most | bar |",
+        "|---|---|---|---|",
+    ]
+    for arguments, bar in COMMANDS:
+        times = [cpu_seconds(arguments) for _ in range(5)]
+        lines.append(f"| `alignkit {' '.join(arguments)}` | {min(times):.2f} | {max(times):.2f} | {bar} |")
+        print(lines[-1])
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"start_up_cpu_{datetime.now(UTC):%Y%m}.md"
+    path.write_text("\n".join(lines) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
