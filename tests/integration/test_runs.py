@@ -247,3 +247,21 @@ def test_a_third_partys_objective_is_selected_by_name_and_trains(
     summary = json.loads((tmp_path / "acme" / "summary.json").read_text())
     assert (summary["objective"], summary["steps"]) == ("AcmeHinge", 3)
     assert "acme_align.objective.AcmeHinge" in (tmp_path / "acme" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("adapters", [(), ("--backbone.lora.rank", "2")])
+def test_first_margin_is_zero_in_mixed_precision(
+    alignkit: Run, config: str, caplog: pytest.LogCaptureFixture, adapters: tuple[str, ...]
+) -> None:
+    """Policy and reference run on the same numeric path; a run whose first margin is not 0 would stop."""
+    options = (
+        "--trainer.precision",
+        "bf16-mixed",
+        "--trainer.max_steps",
+        "1",
+        "--evaluation.max_prompts",
+        "0",
+    )
+    code, _, err = alignkit("fit", "--config", config, "--run", "mixed", *options, *adapters)
+    assert code == 0, err
+    assert "first batch: margin 0 (exactly 0), loss of DiffusionDPO 0.693147" in caplog.text
