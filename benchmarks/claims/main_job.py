@@ -119,7 +119,8 @@ def main() -> None:
                 lines.append(row(config, seed, run(config, seed, options.runs or Path(scratch), extra)))
                 print(lines[-1], flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"main_job_cpu_{datetime.now(UTC):%Y%m}.md"
+    names = "_".join(Path(config).stem for config in options.configs)
+    path = options.out / f"main_job_{names}_cpu_{datetime.now(UTC):%Y%m}.md"
     path.write_text("\n".join(lines) + "\n")
     print(f"written to {path}")
 
