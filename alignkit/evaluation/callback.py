@@ -20,6 +20,7 @@ from alignkit.module import AlignModule
 
 SUMMARY = "summary.json"
 SHEET = "before_after.png"
+SHEET_SEEDS = 2
 
 
 class Evaluation(pl.Callback):
@@ -127,9 +128,10 @@ class Evaluation(pl.Callback):
             base = draw(module.backbone, reference, prompts, **options, label="base")  # type: ignore[arg-type]
         aligned = draw(module.backbone, module.policy, prompts, **options, label="aligned")  # type: ignore[arg-type]
         shown = torch.arange(min(self.sheet_prompts, len(prompts))) * len(prompts) // self.sheet_prompts
+        seeds = range(min(SHEET_SEEDS, self.images_per_prompt))
         sheet = contact_sheet(
-            [to_pictures(image[shown, 0]) for image in (base, aligned)],
-            ["base", "aligned"],
+            [to_pictures(image[shown, m]) for m in seeds for image in (base, aligned)],
+            ["base", "aligned"] * len(seeds),
             [prompts[i] for i in shown.tolist()],
         )
         sheet.save(folder / SHEET)
