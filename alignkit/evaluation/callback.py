@@ -55,6 +55,7 @@ class Evaluation(pl.Callback):
             ("max_prompts", max_prompts, 0),
             ("images_per_prompt", images_per_prompt, 1),
             ("num_steps", num_steps, 1),
+            ("sheet_prompts", sheet_prompts, 1),
         ):
             if value < least:
                 raise ValueError(f"Evaluation: {name} must be at least {least}, got {value}")
@@ -127,7 +128,8 @@ class Evaluation(pl.Callback):
         with module.reference_network() as reference:
             base = draw(module.backbone, reference, prompts, **options, label="base")  # type: ignore[arg-type]
         aligned = draw(module.backbone, module.policy, prompts, **options, label="aligned")  # type: ignore[arg-type]
-        shown = torch.arange(min(self.sheet_prompts, len(prompts))) * len(prompts) // self.sheet_prompts
+        columns = min(self.sheet_prompts, len(prompts))
+        shown = torch.arange(columns) * len(prompts) // columns
         seeds = range(min(SHEET_SEEDS, self.images_per_prompt))
         sheet = contact_sheet(
             [to_pictures(image[shown, m]) for m in seeds for image in (base, aligned)],
