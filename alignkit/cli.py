@@ -86,8 +86,9 @@ def list_installed(found: Catalog, arguments: list[str]) -> int:
             return 0
         return fail(f"alignkit list takes --configs or --papers, got {' '.join(arguments)!r}")
     if arguments == ["--configs"]:
-        for name, path in packaged_configs().items():
-            print(f"{name:32} {headline(path.read_text(encoding='utf-8'))}")
+        configs = packaged_configs()
+        for name, path in configs.items():
+            print(f"{name:{max(map(len, configs))}}  {headline(path.read_text(encoding='utf-8'))}")
     elif arguments == ["--papers"]:
         print(papers_table(found))
     else:

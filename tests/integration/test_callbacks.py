@@ -22,18 +22,21 @@ def module(pipeline: Path) -> AlignModule:
     return built
 
 
-def test_average_follows_each_optimizer_step_and_is_shown_only_to_validation(module: AlignModule) -> None:
-    """After one step of +1 from 0, with decay min(0.9, 2/11), the average is 9/11.
-
-    A second batch of the same step (accumulation) changes nothing.
-    """
+def started(module: AlignModule) -> tuple[EMA, Mock, torch.nn.Parameter]:
+    """An average that began at 0, and a weight that a step has then moved to 1."""
     weight = module.policy.conv_in.bias  # type: ignore[union-attr]
     assert isinstance(weight, torch.nn.Parameter)
     torch.nn.init.zeros_(weight)
     ema, trainer = EMA(decay=0.9), Mock(global_step=0)
     ema.on_fit_start(trainer, module)
-    with torch.no_grad():
-        weight.add_(1)
+    torch.nn.init.ones_(weight)
+    return ema, trainer, weight
+
+
+def test_average_follows_each_optimizer_step_and_is_shown_only_to_validation(module: AlignModule) -> None:
+    """After one step of +1 from 0, with decay min(0.9, 2/11), the average is 9/11; a second batch of the
+    same step (accumulation) changes nothing."""
+    ema, trainer, weight = started(module)
     trainer.global_step = 1
     for _ in range(2):
         ema.on_train_batch_end(trainer, module, None, Mock(), 0)
@@ -44,13 +47,7 @@ def test_average_follows_each_optimizer_step_and_is_shown_only_to_validation(mod
 
 
 def test_a_run_ends_with_the_average(module: AlignModule) -> None:
-    weight = module.policy.conv_in.bias  # type: ignore[union-attr]
-    assert isinstance(weight, torch.nn.Parameter)
-    torch.nn.init.zeros_(weight)
-    ema, trainer = EMA(decay=0.9), Mock(global_step=0)
-    ema.on_fit_start(trainer, module)
-    with torch.no_grad():
-        weight.add_(1)
+    ema, trainer, weight = started(module)
     ema.on_fit_end(trainer, module)
     ema.on_validation_start(trainer, module)
     assert torch.equal(weight.detach(), torch.zeros_like(weight))

@@ -1,5 +1,6 @@
 """What is built holds what is needed, and nothing that is not ours."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -70,3 +71,25 @@ def test_wheel_names_command_plugins_and_licence(wheel: zipfile.ZipFile):
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
     metadata = Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
     assert (metadata["Name"], metadata["License-Expression"]) == ("alignkit", "Apache-2.0")
+
+
+@pytest.mark.slow
+def test_wheel_works_outside_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path):
+    """Unpacked elsewhere and run from an empty folder, it finds its plugins, configs and base pipeline."""
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    wheel.extractall(installed)
+    empty.mkdir()
+    code = (
+        "import alignkit, sys; assert alignkit.__file__.startswith(sys.argv[1]), alignkit.__file__\n"
+        "from alignkit.cli import main\n"
+        "few = ['--trainer.max_steps=1', '--trainer.limit_val_batches=1', '--evaluation.max_prompts=1']\n"
+        "sys.exit(main(['fit', '--config', 'dmpo.yaml', '--samples.num_prompts=0', *few]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment.pop("ALIGNKIT_RUN", None)
+    command = [sys.executable, "-c", code, str(installed)]
+    ran = subprocess.run(
+        command, cwd=empty, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (empty / "runs" / "dmpo" / "unet" / "config.json").is_file()

@@ -40,4 +40,4 @@ def test_name_is_the_name_of_a_class_of_its_kind(kind, name, path):
 
 def test_top_module_imports_no_torch():
     code = "import sys, alignkit_emoji; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
