@@ -155,7 +155,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """Gives the run its folder and its callbacks, without pinning them in the config that is saved."""
         config = self.config[self._command]
-        folder = run_folder(config)
+        folder = run_folder(config, self._command)
         self._start.at(Path(folder))
         options["default_root_dir"] = folder
         if config.trainer.logger in (None, True):
@@ -174,15 +174,18 @@ class CLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, verbose=False)
 
 
-def run_folder(config: Namespace) -> str:
-    """Names a folder that no other run has written to, the same in every process of a run."""
+def run_folder(config: Namespace, command: str) -> str:
+    """Names a folder that no other run has written to, the same in every process of a run.
+
+    Only a run that goes on, ``fit`` with a checkpoint, writes to the folder that it is given.
+    """
     if RUN_VARIABLE not in os.environ:
         names = [Path(str(path)).stem for path in config.get("config") or []]
-        wanted = Path(
-            config.run or Path("runs", names[-1] if names else config.objective.class_path.split(".")[-1])
-        )
+        name = names[-1] if names else config.objective.class_path.split(".")[-1]
+        wanted = Path(config.run or Path("runs", name if command == "fit" else f"{name}-{command}"))
+        resumed = command == "fit" and config.get("ckpt_path")
         folder, number = wanted, 2
-        while not config.get("ckpt_path") and folder.exists() and any(folder.iterdir()):
+        while not resumed and folder.exists() and any(folder.iterdir()):
             folder, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
         os.environ[RUN_VARIABLE] = str(folder)
     return os.environ[RUN_VARIABLE]

@@ -34,8 +34,9 @@ def started(module: AlignModule) -> tuple[EMA, Mock, torch.nn.Parameter]:
 
 
 def test_average_follows_each_optimizer_step_and_is_shown_only_to_validation(module: AlignModule) -> None:
-    """After one step of +1 from 0, with decay min(0.9, 2/11), the average is 9/11; a second batch of the
-    same step (accumulation) changes nothing.
+    """After one step from 0 to 1, with decay min(0.9, 2/11), the average is 9/11.
+
+    A second batch of the same step (accumulation) changes nothing.
     """
     ema, trainer, weight = started(module)
     trainer.global_step = 1

@@ -208,11 +208,10 @@ def test_lora_run_leaves_a_merged_unet_and_the_adapters(alignkit: Run, config: s
 def test_validate_scores_a_checkpoint(alignkit: Run, config: str, tmp_path: Path) -> None:
     code, _, err = alignkit("fit", "--config", config, "--run", "run", "--evaluation.max_prompts", "0")
     assert code == 0, err
-    options = ("--run", "checked", "--ckpt_path", "run/checkpoints/last.ckpt")
-    code, _, err = alignkit("validate", "--config", config, *options)
+    code, _, err = alignkit("validate", "--config", config, "--ckpt_path", "run/checkpoints/last.ckpt")
     assert code == 0, err
     trained = json.loads((tmp_path / "run" / "summary.json").read_text())
-    checked = json.loads((tmp_path / "checked" / "summary.json").read_text())
+    checked = json.loads((tmp_path / "runs" / "tiny-validate" / "summary.json").read_text())
     assert checked["held_out"] == trained["held_out"]
 
 
