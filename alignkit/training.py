@@ -180,7 +180,9 @@ def run_folder(config: Namespace, command: str) -> str:
     Only a run that goes on, ``fit`` with a checkpoint, writes to the folder that it is given.
     """
     if RUN_VARIABLE not in os.environ:
-        names = [Path(str(path)).stem for path in config.get("config") or []]
+        paths = [Path(str(path)) for path in config.get("config") or []]
+        # a run's own config.yaml is called as its folder is
+        names = [path.parent.name if path.name == "config.yaml" else path.stem for path in paths]
         name = names[-1] if names else config.objective.class_path.split(".")[-1]
         wanted = Path(config.run or Path("runs", name if command == "fit" else f"{name}-{command}"))
         resumed = command == "fit" and config.get("ckpt_path")

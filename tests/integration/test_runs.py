@@ -16,6 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.testing import assert_close
 
+from alignkit_emoji.pictures import FOLDER
+
 Run = Callable[..., tuple[int, str, str]]
 
 CONFIG = """
@@ -264,3 +266,29 @@ def test_first_margin_is_zero_in_mixed_precision(
     code, _, err = alignkit("fit", "--config", config, "--run", "mixed", *options, *adapters)
     assert code == 0, err
     assert "first batch: margin 0 (exactly 0), loss of DiffusionDPO 0.693147" in caplog.text
+
+
+@pytest.mark.parametrize("config_name", ["dmpo/sd15_pickapic.yaml", "diffusion_dpo/sd15_pickapic.yaml"])
+def test_a_users_config_runs_on_their_pipeline_and_parquet_files(
+    alignkit: Run, config_name: str, pipeline: Path, tmp_path: Path
+) -> None:
+    """The SD 1.5 configs with a small pipeline, one process and Pick-a-Pic's schema; then what it left."""
+    pairs = str(FOLDER / "data" / "pairs.parquet")
+    small = ("--backbone.path", str(pipeline), "--data.train.path", pairs, "--data.validation.path", pairs)
+    small += ("--trainer.devices", "1", "--trainer.accelerator", "cpu", "--data.resolution", "16")
+    small += ("--trainer.accumulate_grad_batches", "2", "--data.num_workers", "0", "--trainer.max_steps", "1")
+    quick = (
+        "--trainer.limit_val_batches",
+        "1",
+        "--evaluation.max_prompts",
+        "0",
+        "--samples.num_prompts",
+        "0",
+    )
+    code, _, err = alignkit(
+        "fit", "--config", config_name, *small, *quick, "--trainer.enable_progress_bar", "false"
+    )
+    assert code == 0, err
+    code, _, err = alignkit("fit", "--config", "runs/sd15_pickapic/config.yaml", *quick)
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sd15_pickapic", "sd15_pickapic-2"}
