@@ -57,7 +57,10 @@ def alignkit_samplers() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_conditioners() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """What the policy is told besides the prompt: subclasses of ``alignkit.Conditioner``."""
+    """What the policy is told besides the prompt: subclasses of ``alignkit.Conditioner``.
+
+    The contract stands; the training step asks for none yet.
+    """
 
 
 @hookspec
