@@ -8,12 +8,12 @@ is imported.
 
 import argparse
 import os
-import platform
 import resource
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
+
+from report import header, write
 
 COMMANDS = (
     (["--help"], 0.5),
@@ -40,13 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     lines = [
-        "# Start-up",
-        "",
-        f"`python {' '.join(sys.argv)}`",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, one thread.",
-        "CPU seconds of five runs each.",
-        "",
+        *header("Start-up", "CPU seconds of five runs each."),
         "| command | least | most | bar |",
         "|---|---|---|---|",
     ]
@@ -54,10 +48,7 @@ def main() -> None:
         times = [cpu_seconds(arguments) for _ in range(5)]
         lines.append(f"| `alignkit {' '.join(arguments)}` | {min(times):.2f} | {max(times):.2f} | {bar} |")
         print(lines[-1])
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"start_up_cpu_{datetime.now(UTC):%Y%m}.md"
-    path.write_text("\n".join(lines) + "\n")
-    print(f"written to {path}")
+    write(lines, options.out, "start_up")
 
 
 if __name__ == "__main__":

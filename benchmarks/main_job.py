@@ -1,6 +1,6 @@
 """Runs the embedded default's configs with several seeds and writes one table.
 
-    python benchmarks/claims/main_job.py --out benchmarks/results
+    python benchmarks/main_job.py --out benchmarks/results
 
 The claim: held-out prompts gain at least 0.4 standard deviations of the real pictures' majority utility,
 with an interval clear of 0; fidelity stays at 95 % of the base's or more; held-out implicit accuracy reaches
@@ -10,14 +10,13 @@ with an interval clear of 0; fidelity stays at 95 % of the base's or more; held-
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from report import header, write
 
 COLUMNS = (
     "| config | seed | steps | utility base | utility aligned | gain | fidelity, share of base | "
@@ -75,17 +74,6 @@ def cell(interval: dict[str, float]) -> str:
     return f"{interval['mean']:+.2f} [{interval['low']:+.2f}, {interval['high']:+.2f}]"
 
 
-def processor() -> str:
-    """Name of the processor."""
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in info.read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
-
-
 def main() -> None:
     """Parses the command line, runs, writes."""
     parser = argparse.ArgumentParser(
@@ -96,20 +84,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the table")
     parser.add_argument("--runs", type=Path, help="folder for the runs; a temporary one if not given")
     options, extra = parser.parse_known_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     lines = [
-        "# The main job, three seeds",
-        "",
-        f"`python {' '.join(sys.argv)}`",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {processor()}, "
-        f"{os.environ.get('OMP_NUM_THREADS', 'default')} threads, Python {platform.python_version()}, "
-        f"torch {version('torch')}, diffusers {version('diffusers')}, lightning {version('lightning')}.",
-        "Mean [95 % interval over held-out prompts, bootstrap]; "
-        "utility in standard deviations of the real pictures'.",
-        "",
+        *header(
+            "The main job",
+            "Mean [95 % interval over held-out prompts, bootstrap]; utility in standard deviations of the "
+            "real pictures'.",
+        ),
         COLUMNS,
         "|" + "---|" * (COLUMNS.count("|") - 1),
     ]
@@ -118,11 +98,8 @@ def main() -> None:
             for seed in options.seeds:
                 lines.append(row(config, seed, run(config, seed, options.runs or Path(scratch), extra)))
                 print(lines[-1], flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
     names = "_".join(Path(config).stem for config in options.configs)
-    path = options.out / f"main_job_{names}_cpu_{datetime.now(UTC):%Y%m}.md"
-    path.write_text("\n".join(lines) + "\n")
-    print(f"written to {path}")
+    write(lines, options.out, f"main_job_{names}")
 
 
 if __name__ == "__main__":

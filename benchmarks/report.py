@@ -1,0 +1,44 @@
+"""What every result says of itself, and where it is written."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+
+def header(title: str, *remarks: str) -> list[str]:
+    """Title, command, date, commit, hardware and versions, as lines of Markdown."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "lightning"))
+    threads = os.environ.get("OMP_NUM_THREADS", "as many as torch chooses")
+    return [
+        f"# {title}",
+        "",
+        f"`python {' '.join(sys.argv)}`",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {processor()}, threads: {threads}, "
+        f"Python {platform.python_version()}, {versions}.",
+        *remarks,
+        "",
+    ]
+
+
+def processor() -> str:
+    """Name and number of the processor's cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def write(lines: Sequence[str], folder: Path, name: str) -> None:
+    """Writes a result as ``<name>_cpu_<year and month>.md``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_cpu_{datetime.now(UTC):%Y%m}.md"
+    path.write_text("\n".join(lines) + "\n")
+    print(f"written to {path}")
