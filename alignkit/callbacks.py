@@ -58,7 +58,8 @@ class EMA(pl.Callback):
         self._swap(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._swap(pl_module)
+        if trainer.state.fn != "validate":  # there no training goes on, and the evaluation comes next
+            self._swap(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)

@@ -282,4 +282,3 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    pl.seed_everything(0, verbose=False)

@@ -55,6 +55,14 @@ def test_a_run_ends_with_the_average(module: AlignModule) -> None:
     assert torch.equal(weight.detach(), torch.zeros_like(weight))
 
 
+def test_validation_alone_keeps_the_average_for_the_evaluation_that_follows(module: AlignModule) -> None:
+    ema, trainer, weight = started(module)
+    trainer.state.fn = "validate"
+    ema.on_validation_start(trainer, module)
+    ema.on_validation_end(trainer, module)
+    assert torch.equal(weight.detach(), torch.zeros_like(weight))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

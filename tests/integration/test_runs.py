@@ -173,7 +173,7 @@ def test_resumed_run_is_bit_equal(alignkit: Run, config: str, tmp_path: Path) ->
 
 
 def test_resume_against_another_reference_is_refused(
-    alignkit: Run, config: str, tmp_path: Path, v_pipeline: Path, pipeline: Path
+    alignkit: Run, config: str, tmp_path: Path, pipeline: Path
 ) -> None:
     short = ("--evaluation.max_prompts", "0", "--samples.num_prompts", "0")
     code, _, err = alignkit("fit", "--config", config, "--run", "run", *short, "--trainer.max_steps", "6")

@@ -1,9 +1,12 @@
 """The order of records, over epochs, ranks and restarts."""
 
+import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from alignkit.data.loader import ResumableLoader
@@ -71,10 +74,19 @@ def test_a_broken_picture_names_its_pair() -> None:
         decode(b"none", 16, "pair 7")
 
 
-def test_pictures_are_resized_by_their_shorter_side_and_cropped() -> None:
-    """NoisyPairs' pictures are 16 x 16: at 8 pixels they are halved."""
-    record = NoisyPairs()[0]
-    image_CHW = decode(record.image_0, 8, "pair 0")
-    assert image_CHW.shape == (3, 8, 8)
-    assert -1 <= image_CHW.min() < image_CHW.max() <= 1
-    assert torch.equal(decode(record.image_0, 16, "pair 0"), decode(record.image_0, 16, "pair 0"))
+def test_pictures_are_resized_by_their_shorter_side_and_cropped_in_the_middle() -> None:
+    """Twice the asked height, three times as wide as high: blue, red, blue. Only the red is left."""
+    picture = Image.new("RGB", (48, 16), "blue")
+    picture.paste("red", (12, 0, 36, 16))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    image_CHW = decode(buffer.getvalue(), 8, "pair 0")
+    red_CHW = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1).expand(3, 8, 8)
+    assert torch.equal(image_CHW, red_CHW)
+
+
+def test_pictures_of_the_asked_size_keep_their_pixels() -> None:
+    data = NoisyPairs()[0].image_0
+    pixels_HWC = np.asarray(Image.open(io.BytesIO(data)))
+    image_CHW = decode(data, 16, "pair 0")
+    assert torch.equal(((image_CHW + 1) * 127.5).round().byte(), torch.tensor(pixels_HWC).permute(2, 0, 1))

@@ -38,6 +38,16 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folder: Path) -> None:
     assert_close(alone[0], ours[1], rtol=0, atol=1e-4)
 
 
+def test_decode_is_the_pipelines_own_in_zero_to_one(folder: Path) -> None:
+    latent_NCHW = torch.randn(2, 4, 8, 8)
+    image_NCHW = StableDiffusion(str(folder)).decode(latent_NCHW)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        theirs = pipeline.vae.decode(latent_NCHW / pipeline.vae.config.scaling_factor).sample
+    assert_close(image_NCHW, pipeline.image_processor.postprocess(theirs, output_type="pt"))
+    assert 0 <= image_NCHW.min() < image_NCHW.max() <= 1
+
+
 def test_merged_adapters_predict_what_the_adapted_policy_predicted(folder: Path, tmp_path: Path) -> None:
     """The alpha differs from the rank: a file without its metadata would scale the adapters wrongly."""
     backbone = StableDiffusion(str(folder), lora=LoRA(rank=2, alpha=8.0))
