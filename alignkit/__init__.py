@@ -3,11 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from alignkit.hookspecs import Paper, hookimpl
+from alignkit.hookspecs import Command, Paper, hookimpl
 
 if TYPE_CHECKING:
     from alignkit.components import (
         Backbone,
+        Component,
         Conditioner,
         Denoiser,
         Objective,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         Encoded,
         Key,
         Loss,
+        Moments,
         Noised,
         PairRecord,
         Sample,
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "alignkit.components": (
         "Backbone",
+        "Component",
         "Conditioner",
         "Denoiser",
         "Objective",
@@ -49,6 +52,7 @@ _HOMES = {
         "Encoded",
         "Key",
         "Loss",
+        "Moments",
         "Noised",
         "PairRecord",
         "Sample",
@@ -61,11 +65,14 @@ _HOMES = {
 __all__ = [
     "Backbone",
     "Batch",
+    "Command",
+    "Component",
     "Conditioner",
     "Denoiser",
     "Encoded",
     "Key",
     "Loss",
+    "Moments",
     "Noised",
     "Objective",
     "PairRecord",

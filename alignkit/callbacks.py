@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from alignkit.averages import Average, trainable
 from alignkit.data import AlignData
-from alignkit.evaluation.compare import draw
+from alignkit.evaluation.compare import audiences, draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.module import AlignModule
 from alignkit.types import Batch
@@ -35,12 +36,12 @@ class EMA(pl.Callback):
         if not 0 < decay < 1:
             raise ValueError(f"EMA: decay must be between 0 and 1, got {decay}")
         self.decay = decay
-        self._average: dict[str, Tensor] = {}
+        self._average = Average(decay)
         self._step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._average:
-            self._average = {name: p.detach().clone() for name, p in _trainable(pl_module)}
+        if not self._average.weights:
+            self._average.start(trainable(_policy(pl_module)))
             self._step = trainer.global_step
 
     def on_train_batch_end(
@@ -49,10 +50,7 @@ class EMA(pl.Callback):
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
-        decay = min(self.decay, (1 + self._step) / (10 + self._step))
-        with torch.no_grad():
-            for name, parameter in _trainable(pl_module):
-                self._average[name] = self._average[name].to(parameter.device).lerp_(parameter, 1 - decay)
+        self._average.update(trainable(_policy(pl_module)))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)
@@ -63,21 +61,27 @@ class EMA(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)
-        self._average = {}  # from here on the policy is its average
+        self._average = Average(self.decay)  # from here on the policy is its average
 
+    def restart(self, module: pl.LightningModule) -> None:
+        """Leaves the policy as its average, and begins a new one there."""
+        self._swap(module)
+        self._average.start(trainable(_policy(module)))
+
+    @torch.no_grad()
     def _swap(self, module: pl.LightningModule) -> None:
-        with torch.no_grad():
-            for name, parameter in _trainable(module):
-                if name in self._average:
-                    raw = parameter.clone()
-                    parameter.copy_(self._average[name])
-                    self._average[name] = raw
+        for name, weight in trainable(_policy(module)):
+            if name in self._average.weights:
+                raw = weight.clone()
+                weight.copy_(self._average.weights[name])
+                self._average.weights[name] = raw
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self._average, "step": self._step}
+        return {**self._average.state_dict(), "step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._average, self._step = state_dict["average"], state_dict["step"]
+        self._average.load_state_dict(state_dict)
+        self._step = state_dict["step"]
 
 
 class SampleGrid(pl.Callback):
@@ -115,21 +119,25 @@ class SampleGrid(pl.Callback):
         if not due or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
             return
         assert isinstance(pl_module, AlignModule)
-        assert pl_module.policy is not None
+        policy = _policy(pl_module)
         assert isinstance(data, AlignData)
         self._drawn_at = trainer.global_step
         prompts = data.held_out_prompts()[: self.num_prompts]
         if not prompts:
             return
         if self._base is None:
-            with pl_module.reference_network() as reference:
-                self._base = self._drawn(pl_module, reference, prompts)
-        with _evaluating(pl_module.policy):
-            drawn = self._drawn(pl_module, pl_module.policy, prompts)
-        sheet = contact_sheet([to_pictures(row) for row in (self._base, drawn)], ["base", "policy"], prompts)
+            with pl_module.base_network() as base:
+                self._base = self._drawn(pl_module, base, prompts, None)
+        rows = {"base": self._base}
+        with _evaluating(policy):
+            for name, tokens_LD in audiences(pl_module, "policy").items():
+                rows[name] = self._drawn(pl_module, policy, prompts, tokens_LD)
+        sheet = contact_sheet([to_pictures(row) for row in rows.values()], list(rows), prompts)
         logger.experiment.add_image("samples", np.asarray(sheet), trainer.global_step, dataformats="HWC")
 
-    def _drawn(self, module: AlignModule, network: torch.nn.Module, prompts: list[str]) -> Tensor:
+    def _drawn(
+        self, module: AlignModule, network: torch.nn.Module, prompts: list[str], tokens_LD: Tensor | None
+    ) -> Tensor:
         return draw(
             module.backbone,
             network,
@@ -138,6 +146,7 @@ class SampleGrid(pl.Callback):
             seed=self.seed,
             num_steps=self.num_steps,
             guidance=self.guidance,
+            tokens_LD=tokens_LD,
             label="",
         )[:, 0]
 
@@ -197,10 +206,10 @@ class ProgressBar(RichProgressBar):
         return "training"
 
 
-def _trainable(module: pl.LightningModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _policy(module: pl.LightningModule) -> torch.nn.Module:
     assert isinstance(module, AlignModule)
     assert module.policy is not None
-    return ((name, p) for name, p in module.policy.named_parameters() if p.requires_grad)
+    return module.policy
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import pluggy
 
 from alignkit import hookspecs
-from alignkit.hookspecs import GROUP, KINDS, Paper
+from alignkit.hookspecs import GROUP, KINDS, Command, Paper
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HOOK = "alignkit_"
+COMMAND = "command"
 
 
 class CatalogError(Exception):
@@ -25,13 +26,14 @@ class CatalogError(Exception):
 
 
 class Component(NamedTuple):
-    """One pluggable class: its kind, its name in a config, where it is, and who brings it."""
+    """One pluggable class or command: its kind, its name, where it is, and who brings it."""
 
     kind: str
     name: str
     target: str
     plugin: str
     distribution: str
+    help: str = ""
 
 
 class Failure(NamedTuple):
@@ -64,8 +66,8 @@ class Catalog:
         """Names of the installed components of a kind, sorted."""
         return sorted(name for k, name in self.components if k == kind)
 
-    def resolve(self, kind: str, name: str) -> type:
-        """Imports the class that a name means.
+    def resolve(self, kind: str, name: str) -> Any:
+        """Imports the class, or the command's function, that a name means.
 
         Raises:
             CatalogError: the name is unknown, or its module cannot be imported.
@@ -84,10 +86,11 @@ class Catalog:
                 f"{component.target}: {_reason(error)}\n"
                 f"Repair or reinstall {component.distribution}, or choose another {kind}: {self._list(kind)}"
             ) from error
-        if not inspect.isclass(found):
+        if not (callable(found) if kind == COMMAND else inspect.isclass(found)):
             raise CatalogError(
                 f"{kind} {name!r} of plugin {component.plugin!r} ({component.distribution}): "
-                f"{component.target} is no class. Report it to {component.distribution}"
+                f"{component.target} is no {'function' if kind == COMMAND else 'class'}. "
+                f"Report it to {component.distribution}"
             )
         return found
 
@@ -132,6 +135,10 @@ def discover(blocked: Collection[str] = (), found: Iterable[EntryPoint] | None =
                 Component(kind, key, _checked_target(hook, key, target), name, distribution)
                 for kind, hook in KINDS.items()
                 for key, target in _call(manager, hook, plugin)
+            ]
+            offered += [
+                Component(COMMAND, key, _command_target(key, command), name, distribution, command.help)
+                for key, command in _call(manager, "alignkit_commands", plugin)
             ]
             papers[name] = tuple(_call(manager, "alignkit_papers", plugin))
         except Exception as error:  # whatever a stranger's module raises: named, and survived
@@ -191,7 +198,7 @@ def _call(manager: pluggy.PluginManager, hook: str, plugin: object) -> list[Any]
     answers = manager.subset_hook_caller(hook, remove_plugins=others)()
     if not answers:
         return []
-    if hook in KINDS.values() and not isinstance(answers[0], Mapping):
+    if hook in (*KINDS.values(), "alignkit_commands") and not isinstance(answers[0], Mapping):
         raise CatalogError(
             f"{hook} must return a mapping of names to 'package.module:Class', got {answers[0]!r}"
         )
@@ -204,6 +211,16 @@ def _checked_target(hook: str, name: str, target: object) -> str:
     if target.partition(":")[2] != name:
         raise CatalogError(f"{hook}: {name!r} must be the name of its class, got {target!r}")
     return target
+
+
+def _command_target(name: str, command: object) -> str:
+    if not isinstance(command, Command) or not _TARGET.fullmatch(command.target):
+        raise CatalogError(
+            f"alignkit_commands: {name!r} must be a Command of 'package.module:function', got {command!r}"
+        )
+    if not re.fullmatch(r"[a-z][a-z-]*", name):
+        raise CatalogError(f"alignkit_commands: a name must be of lower-case letters and '-', got {name!r}")
+    return command.target
 
 
 def _refuse_second(first: Component | None, second: Component) -> None:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from alignkit import __version__, catalog
-from alignkit.catalog import Catalog, CatalogError
+from alignkit.catalog import COMMAND, Catalog, CatalogError
 from alignkit.configfiles import ConfigNotFoundError, packaged_configs
 from alignkit.hookspecs import KINDS
 from alignkit.mistakes import UsageError
@@ -21,8 +21,8 @@ COMMANDS = {
 USAGE = (
     "usage: alignkit [-p no:PLUGIN] [--debug] COMMAND [options]\n\n"
     "Aligns text-to-image diffusion models to human preferences.\n\ncommands:\n"
-    + "".join(f"  {name:10} {text}\n" for name, text in COMMANDS.items())
-    + textwrap.dedent("""
+)
+OPTIONS = textwrap.dedent("""
     options:
       -p no:PLUGIN  go on without a plugin, by its name or its distribution's
       --debug       show the traceback of an error
@@ -31,7 +31,6 @@ USAGE = (
 
     Try it: alignkit list --configs, then alignkit fit --config FILE with one of them
     """)
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,16 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return fail("-p takes no:PLUGIN, such as: alignkit -p no:acme list")
         blocked.append(arguments[1].removeprefix("no:"))
         arguments = arguments[2:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    if arguments[0] == "--version":
+    if arguments[:1] == ["--version"]:
         print(f"alignkit {__version__}")
         return 0
-    if arguments[0] not in COMMANDS:
-        return fail(f"unknown command {arguments[0]!r}; the commands are {', '.join(COMMANDS)}")
     try:
         found = catalog.discover(blocked)
+        commands = COMMANDS | {name: found.components[COMMAND, name].help for name in found.names(COMMAND)}
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(
+                USAGE + "".join(f"  {name:10} {text}\n" for name, text in commands.items()) + OPTIONS, end=""
+            )
+            return 0
+        if arguments[0] not in commands:
+            return fail(f"unknown command {arguments[0]!r}; the commands are {', '.join(commands)}")
         return run(found, arguments[0], arguments[1:])
     except (CatalogError, ConfigNotFoundError, UsageError) as error:
         if debug:
@@ -68,6 +70,8 @@ def run(found: Catalog, command: str, arguments: list[str]) -> int:
     if command == "list":
         return list_installed(found, arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
+    if command not in COMMANDS:
+        return int(found.resolve(COMMAND, command)(found, arguments))
     if command == "generate":
         from alignkit.generate import generate  # torch is imported only by the commands that need it
 

@@ -1,29 +1,57 @@
 """The abstract bases of everything pluggable: contracts in docstrings, no code.
 
-Shape suffixes: K candidates of a prompt, best first; B prompts; N images; C H W.
+Shape suffixes: K candidates of a prompt, best first; B prompts; N images; C H W; L tokens; D width.
 """
 
+from __future__ import annotations
+
+import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from alignkit.types import Batch, Encoded, Key, Loss, PairRecord, Sample, Schedule, Scored, Weights
+from alignkit.types import (
+    Batch,
+    Encoded,
+    Key,
+    Loss,
+    Moments,
+    PairRecord,
+    Reads,
+    Sample,
+    Schedule,
+    Scored,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 
-class Objective(nn.Module, ABC):
+class Component(nn.Module, ABC):
+    """What a training step is made of."""
+
+    def callbacks(self) -> Sequence[Callback]:
+        """What it needs of the Trainer, time or files: the same callbacks at every call."""
+        return ()
+
+
+class Objective(Component):
     """A loss over the scored candidates of a prompt.
 
     Class attributes:
         uses: which fields of ``Scored`` it reads: any of "logp", "ref_logp". Only those are computed.
-        candidates: how many candidates of a prompt it compares.
+        reads: what it wants of each pair: "pair", both candidates; "winner"; or "either", one of the two
+            with ``Batch.label_B``.
     """
 
     uses: ClassVar[frozenset[str]]
-    candidates: ClassVar[int]
+    reads: ClassVar[Reads] = "pair"
 
     @abstractmethod
     def forward(self, scored: Scored, batch: Batch) -> Loss:
@@ -34,14 +62,21 @@ class Objective(nn.Module, ABC):
         """The loss of every prompt while the policy equals the reference; None if it depends on the data."""
 
 
-class Weighting(nn.Module, ABC):
-    """How much each prompt's loss counts, and by how much its margin is shifted."""
+class Weighting(Component):
+    """How much each prompt's loss counts, and by how much its margin is shifted.
+
+    Attributes:
+        snapshots: decays of exponential averages of the trainable weights, each in (0, 1); the step scores
+            the batch under each, as ``Scored.snapshot_logp_SKB``.
+    """
+
+    snapshots: tuple[float, ...] = ()
 
     @abstractmethod
-    def forward(self, scored: Scored, batch: Batch, score: Callable[[nn.Module], Tensor]) -> Weights:
-        """Returns weights >= 0.
+    def forward(self, scored: Scored, batch: Batch) -> Weights:
+        """Returns weights >= 0, without gradient.
 
-        ``score(network)`` gives the batch's ``logp_KB`` under another network, without gradient.
+        Statistics over prompts are those of all processes: see ``alignkit.distributed.gathered``.
         """
 
 
@@ -55,25 +90,61 @@ class Denoiser(ABC):
     def __call__(self, x_KBCHW: Tensor, t_KB: Tensor) -> Tensor:
         """Predicts noise or velocity, as ``prediction_type`` says, at steps ``t_KB`` of the schedule."""
 
+    @abstractmethod
+    def unconditional(self) -> Denoiser:
+        """The same network, told the empty prompt and nothing besides."""
 
-class Sampler(nn.Module, ABC):
-    """Which points, on which path to each candidate, the networks are asked about."""
+
+class Sampler(Component):
+    """Which points, on which path to each candidate, the networks are asked about.
+
+    Class attributes:
+        reads: what it wants of each training pair where that is not what the objective wants: a sampler that
+            makes losers itself reads "winner".
+    """
+
+    reads: ClassVar[Reads | None] = None
 
     @abstractmethod
-    def forward(self, encoded: Encoded, policy: Denoiser, reference: Denoiser | None, *, key: Key) -> Sample:
+    def forward(
+        self, batch: Batch, encoded: Encoded, policy: Denoiser, reference: Denoiser | None, *, key: Key
+    ) -> Sample:
         """Draws a sample, the same for the same key."""
 
 
-class Conditioner(nn.Module, ABC):
-    """What the policy is told besides the prompt."""
+class Conditioner(Component):
+    """What the policy is told besides the prompt, as tokens that the policy alone reads.
+
+    Tokens that are all zero tell nothing: the policy then is its base, exactly.
+    """
 
     @abstractmethod
     def attach(self, network: nn.Module) -> None:
-        """Makes room for its tokens in the policy and says, by ``requires_grad``, what is trained."""
+        """Makes room for its tokens in the network and says, by ``requires_grad``, what is trained."""
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns the tokens of each prompt, (B, L, D)."""
+    def forward(self, batch: Batch, *, key: Key) -> Tensor:
+        """Returns the tokens of each prompt, (B, L, D); every draw comes from the key."""
+
+    @abstractmethod
+    def audiences(self) -> Mapping[str, Tensor]:
+        """Tokens, (L, D), of those for whom held-out images are drawn and judged, by name."""
+
+    @abstractmethod
+    def add_options(self, parser: argparse._ArgumentGroup) -> None:
+        """Adds to ``alignkit generate`` what says for whom a picture is drawn."""
+
+    @abstractmethod
+    def chosen(self, options: argparse.Namespace) -> Tensor:
+        """Tokens, (L, D), of whom those options name."""
+
+    @abstractmethod
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """Writes what was trained, and what it needs to make tokens."""
+
+    @abstractmethod
+    def load(self, network: nn.Module, folder: Path) -> None:
+        """Reads back what ``save`` wrote, into a network that it is attached to."""
 
 
 class Backbone(nn.Module, ABC):
@@ -90,6 +161,16 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def encode(self, batch: Batch, *, key: Key) -> Encoded:
         """Encodes images and prompts without gradient; every draw comes from the key."""
+
+    @abstractmethod
+    def encode_images(self, image_NCHW: Tensor) -> Moments:
+        """Encodes images in [-1, 1] into scaled latents, draws nothing."""
+
+    @abstractmethod
+    def encode_prompts(
+        self, prompts: Sequence[str], device: torch.device
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Encodes prompts as ``Encoded`` has them: ``text_BLD`` and ``extras``."""
 
     @abstractmethod
     def decode(self, latent_NCHW: Tensor) -> Tensor:
@@ -116,8 +197,13 @@ class Backbone(nn.Module, ABC):
         seeds: Sequence[int],
         num_steps: int,
         guidance: float,
+        tokens_NLD: Tensor | None = None,
     ) -> Tensor:
-        """Draws one image in [0, 1] per prompt, (N, C, H, W); its noise depends on its own seed alone."""
+        """Draws one scaled latent per prompt, (N, C, H, W), for ``decode``.
+
+        Its noise depends on its own seed alone. Guidance 1 runs the network on the prompt only.
+        ``tokens_NLD`` are a conditioner's, for the prompted half of a guided step.
+        """
 
     @abstractmethod
     def save(self, network: nn.Module, folder: Path) -> None:
@@ -145,6 +231,19 @@ class Reference(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of its weights: the identity that checkpoints carry."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Takes the policy as it is now, for methods that go on in rounds.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
+    @property
+    @abstractmethod
+    def is_base(self) -> bool:
+        """Whether it still is what the policy started from."""
 
 
 class PairSource(ABC):

@@ -2,14 +2,17 @@
 
 import argparse
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor, nn
 
-from alignkit.components import Backbone
+from alignkit.building import build
+from alignkit.components import Backbone, Conditioner
 from alignkit.evaluation.compare import draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.mistakes import UsageError, cause, is_refusal
@@ -17,6 +20,15 @@ from alignkit.training import quiet_libraries
 
 CONFIG = "config.yaml"
 SHEET = "sheet.png"
+
+
+class Run(NamedTuple):
+    """What a run's folder says of drawing."""
+
+    folder: Path
+    backbone: Backbone
+    conditioner: Conditioner | None
+    evaluation: dict[str, Any]
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,19 +45,25 @@ def generate(arguments: list[str]) -> int:
         UsageError: a user's mistake. Any other error keeps its traceback.
     """
     quiet_libraries()
-    options = parsed(arguments)
+    with refusals():
+        _generate(arguments)
+    return 0
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns what alignkit or a plugin refuses into a user's mistake."""
     try:
-        _generate(options)
+        yield
     except ValueError as error:
         root = cause(error)
         if is_refusal(root):
             raise UsageError(str(root)) from error
         raise
-    return 0
 
 
-def parsed(arguments: list[str]) -> argparse.Namespace:
-    """Reads the command line."""
+def parser_of(run: Run | None) -> Parser:
+    """The options of the command, with those of a run's conditioner."""
     parser = Parser(
         prog="alignkit generate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -61,29 +79,37 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw"
     )
-    return parser.parse_args(arguments)
+    if run is not None and run.conditioner is not None:
+        run.conditioner.add_options(parser.add_argument_group("for whom"))
+    return parser
 
 
-def _generate(options: argparse.Namespace) -> None:
+def _generate(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        named = Parser(add_help=False, allow_abbrev=False)
+        named.add_argument("--run", type=Path)
+        folder = named.parse_known_args(arguments)[0].run
+        parser_of(opened(folder) if folder else None).parse_args(["--help"])
+    # twice: a run's conditioner has options of its own, and the mistakes that need no run come first
+    run = opened(parser_of(None).parse_known_args(arguments)[0].run)
+    options = parser_of(run).parse_args(arguments)
     if options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
-    backbone, evaluation = opened(options.run)
+    backbone = run.backbone
+    base = backbone.build_policy().eval()
     try:
-        aligned = backbone.load(options.run)
+        aligned, tokens_LD = _aligned(run, options)
     except ValueError as error:
         raise ValueError(
             f"--run {options.run}: no trained network to load; did its training come to its end?\n{error}"
         ) from error
-    networks = {
-        "base": backbone.build_policy().eval().to(options.device),
-        "aligned": aligned.to(options.device),
-    }
-    num_steps = options.num_steps or evaluation["num_steps"]
-    guidance = evaluation["guidance"] if options.guidance is None else options.guidance
+    drawn = {"base": (base.to(options.device), None), "aligned": (aligned.to(options.device), tokens_LD)}
+    num_steps = options.num_steps or run.evaluation["num_steps"]
+    guidance = run.evaluation["guidance"] if options.guidance is None else options.guidance
     out: Path = options.out or options.run / "generated"
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for label, network in networks.items():
+    for label, (network, told) in drawn.items():
         image_PMCHW = draw(
             backbone,
             network,
@@ -92,6 +118,7 @@ def _generate(options: argparse.Namespace) -> None:
             seed=options.seed,
             num_steps=num_steps,
             guidance=guidance,
+            tokens_LD=told,
             label=label,
         )
         pictures = to_pictures(image_PMCHW.flatten(0, 1))
@@ -100,24 +127,30 @@ def _generate(options: argparse.Namespace) -> None:
             name = re.sub(r"\W+", "-", options.prompt[i // options.num]).strip("-")
             picture.save(out / f"{name}-{i % options.num}-{label}.png")
     labels = [prompt if i == 0 else "" for prompt in options.prompt for i in range(options.num)]
-    contact_sheet(rows, list(networks), labels).save(out / SHEET)
+    contact_sheet(rows, list(drawn), labels).save(out / SHEET)
     print(f"{2 * len(rows[0])} pictures and {SHEET} are in {out}")
 
 
-def opened(run: Path) -> tuple[Backbone, dict[str, Any]]:
-    """Builds a run's backbone from its config, and returns its evaluation settings.
+def _aligned(run: Run, options: argparse.Namespace) -> tuple[nn.Module, Tensor | None]:
+    """The trained network, and what it is told."""
+    if run.conditioner is None:
+        return run.backbone.load(run.folder), None
+    network = run.backbone.build_policy()
+    run.conditioner.attach(network)
+    run.conditioner.load(network, run.folder)
+    return network.eval(), run.conditioner.chosen(options)
+
+
+def opened(folder: Path) -> Run:
+    """Builds what a run's config says of drawing.
 
     Raises:
         ValueError: the folder holds no finished run.
     """
-    if not (run / CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"--run {run}: no {CONFIG} there; give the folder that `alignkit fit` said the run is in"
+            f"--run {folder}: no {CONFIG} there; give the folder that `alignkit fit` said the run is in"
         )
-    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Backbone, "backbone", required=True)
-    built: Namespace = parser.instantiate_classes(parser.parse_object({"backbone": config["backbone"]}))
-    backbone = built.backbone
-    assert isinstance(backbone, Backbone)
-    return backbone, config["evaluation"]
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    built = build(config, ("backbone", "conditioner"))
+    return Run(folder, built["backbone"], built.get("conditioner"), config["evaluation"])

@@ -40,6 +40,20 @@ class Paper(NamedTuple):
     deviations: tuple[str, ...] = ()
 
 
+class Command(NamedTuple):
+    """A plugin's own ``alignkit NAME``.
+
+    Args:
+        target: "package.module:function", imported when the command is called; takes the catalog and the
+            arguments after the name, returns the exit code, and raises ``alignkit.mistakes.UsageError`` for
+            a user's mistake.
+        help: what it does, in a few words.
+    """
+
+    target: str
+    help: str
+
+
 @hookspec
 def alignkit_objectives() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Losses over the scored candidates of a prompt: subclasses of ``alignkit.Objective``."""
@@ -52,15 +66,12 @@ def alignkit_weightings() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def alignkit_samplers() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Which points on which path the networks are asked about: subclasses of ``alignkit.Sampler``."""
+    """Which points, on which path to which candidates: subclasses of ``alignkit.Sampler``."""
 
 
 @hookspec
 def alignkit_conditioners() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """What the policy is told besides the prompt: subclasses of ``alignkit.Conditioner``.
-
-    The contract stands; the training step asks for none yet.
-    """
+    """What the policy is told besides the prompt: subclasses of ``alignkit.Conditioner``."""
 
 
 @hookspec
@@ -81,6 +92,11 @@ def alignkit_rewards() -> Mapping[str, str]:  # type: ignore[empty-body]
 @hookspec
 def alignkit_metrics() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Figures over a set of images of one prompt: subclasses of ``torchmetrics.Metric``."""
+
+
+@hookspec
+def alignkit_commands() -> Mapping[str, Command]:  # type: ignore[empty-body]
+    """Commands of a plugin's own, beside ``alignkit fit``: a name and where its function is."""
 
 
 @hookspec

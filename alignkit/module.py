@@ -10,8 +10,25 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from alignkit.components import Backbone, Denoiser, Objective, Reference, Sampler, Weighting
-from alignkit.policy import AdaptersOff, BoundDenoiser, FrozenCopy, has_adapters
+from alignkit.averages import Snapshots
+from alignkit.components import (
+    Backbone,
+    Component,
+    Conditioner,
+    Denoiser,
+    Objective,
+    Reference,
+    Sampler,
+    Weighting,
+)
+from alignkit.policy import (
+    AdaptersOff,
+    BoundDenoiser,
+    FrozenCopy,
+    ReferenceDenoiser,
+    TokensOff,
+    has_adapters,
+)
 from alignkit.types import Batch, Encoded, Key, Loss, Sample, Scored, Weights, mean_logs
 
 REFERENCE_KEY = "reference"
@@ -26,8 +43,9 @@ class AlignModule(pl.LightningModule):
         backbone: the model.
         optimizer: built from the policy's trainable weights.
         weighting: how much each prompt counts; all the same without it.
-        reference: against whom; without it, the policy with its adapters off if it has any, else a frozen
-            copy.
+        conditioner: what the policy is told besides the prompt; then that alone is trained.
+        reference: against whom; without it, the policy with its adapters or its conditioner off if it has
+            one, else a frozen copy.
         warmup_steps: optimizer steps over which the learning rate rises linearly to its full value.
         seed: seed of every draw.
     """
@@ -39,6 +57,7 @@ class AlignModule(pl.LightningModule):
         backbone: Backbone,
         optimizer: OptimizerCallable,
         weighting: Weighting | None = None,
+        conditioner: Conditioner | None = None,
         reference: Reference | None = None,
         warmup_steps: int = 0,
         seed: int = 0,
@@ -47,32 +66,41 @@ class AlignModule(pl.LightningModule):
         if warmup_steps < 0:
             raise ValueError(f"AlignModule: warmup_steps must be at least 0, got {warmup_steps}")
         self.objective, self.sampler, self.weighting = objective, sampler, weighting
-        self.backbone, self.reference = backbone, reference
+        self.backbone, self.conditioner, self.reference = backbone, conditioner, reference
         self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
         self.policy: nn.Module | None = None
+        self.lr_factor = 1.0
+        self._snapshots = Snapshots(weighting.snapshots) if weighting and weighting.snapshots else None
         self._start_checked = False
-        self._reference_fingerprint = ""
+        self._reference_wanted: str | None = None
 
     def configure_model(self) -> None:
         """Loads the policy, and the reference if the objective looks at it."""
         if self.policy is not None:
             return
         self.policy = self.backbone.build_policy()
+        if self.conditioner is not None:
+            self.conditioner.attach(self.policy)
         if "ref_logp" in self.objective.uses:
-            self.reference = self.reference or (AdaptersOff() if has_adapters(self.policy) else FrozenCopy())
+            self.reference = self.reference or self._own_reference()
             self.reference.attach(self.backbone, self.policy)
         else:
             self.reference = None
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        parts = (self.objective, self.sampler, self.weighting, self.conditioner)
+        own = [callback for part in parts if isinstance(part, Component) for callback in part.callbacks()]
+        return own + ([self._snapshots] if self._snapshots else [])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         key = Key(self.seed, batch.id_B, batch.visit_B)
-        encoded = self.backbone.encode(batch, key=key)
+        encoded = self._encode(batch, key)
         policy, reference = self._denoisers(encoded)
-        sample = self.sampler(encoded, policy, reference, key=key)
-        scored = self._score(sample, policy, reference)
-        weights = self._weigh(scored, batch, encoded)
-        loss: Loss = self.objective(scored._replace(margin_B=weights.margin_B), batch)
-        self._report(scored, loss, len(batch.prompts))
+        sample = self.sampler(batch, encoded, policy, reference, key=key)
+        scored = self._score(sample, policy, reference, encoded)
+        weights = self._weigh(scored, batch)
+        loss = self._loss(scored._replace(margin_B=weights.margin_B), batch)
+        self._report(scored, loss, weights, len(batch.prompts))
         return (weights.weight_B * loss.loss_B).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -81,10 +109,8 @@ class AlignModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.policy is not None
         optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
-        if not self.warmup_steps:
-            return optimizer
         ramp = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps)
+            optimizer, lambda step: self.lr_factor * min(1.0, (step + 1) / (self.warmup_steps or 1))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
 
@@ -94,57 +120,88 @@ class AlignModule(pl.LightningModule):
         frozen = {f"policy.{name}" for name, p in self.policy.named_parameters() if not p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         if self.reference is not None:
-            self._reference_fingerprint = self._reference_fingerprint or self.reference.fingerprint()
-            checkpoint[REFERENCE_KEY] = self._reference_fingerprint
+            checkpoint[REFERENCE_KEY] = self.reference.fingerprint()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts back what was not saved.
+        """Puts back what was not saved; who the reference must be is checked when the run starts."""
+        self._reference_wanted = checkpoint.get(REFERENCE_KEY)
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+    def on_fit_start(self) -> None:
+        """Refuses to go on against another reference.
 
         Raises:
-            ValueError: the checkpoint was trained against another reference.
+            ValueError: the checkpoint was trained against another one.
         """
-        if self.reference is not None and checkpoint.get(REFERENCE_KEY) != self.reference.fingerprint():
+        wanted, self._reference_wanted = self._reference_wanted, None
+        if wanted and self.reference is not None and wanted != self.reference.fingerprint():
             raise ValueError(
                 "the checkpoint was trained against another reference than the one that this config loads; "
                 "resume with the backbone and adapters that it was started with"
             )
-        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
-    def reference_network(self) -> AbstractContextManager[nn.Module]:
-        """The network that aligned images are compared with, within a ``with`` block."""
-        if self.reference is None:
+    on_validation_start = on_fit_start
+
+    def base_network(self) -> AbstractContextManager[nn.Module]:
+        """What the policy started from, within a ``with`` block."""
+        if self.reference is None or not self.reference.is_base:
             return nullcontext(self.backbone.build_policy().eval().to(self.device))
         return self.reference.network()
+
+    def _own_reference(self) -> Reference:
+        assert self.policy is not None
+        if self.conditioner is not None:
+            return TokensOff()
+        return AdaptersOff() if has_adapters(self.policy) else FrozenCopy()
+
+    def _encode(self, batch: Batch, key: Key) -> Encoded:
+        encoded = self.backbone.encode(batch, key=key)
+        if self.conditioner is None:
+            return encoded
+        tokens_BLD = self.conditioner(batch, key=key).to(encoded.text_BLD.device)
+        return encoded._replace(tokens_BLD=tokens_BLD)
 
     def _denoisers(self, encoded: Encoded) -> tuple[Denoiser, Denoiser | None]:
         assert self.policy is not None
         policy = BoundDenoiser(self.backbone, self.policy, encoded)
-        return policy, None if self.reference is None else _ReferenceDenoiser(
-            self.backbone, self.reference, encoded
-        )
+        if self.reference is None:
+            return policy, None
+        return policy, ReferenceDenoiser(self.backbone, self.reference, encoded._replace(tokens_BLD=None))
 
-    def _score(self, sample: Sample, policy: Denoiser, reference: Denoiser | None) -> Scored:
-        """Log-likelihoods, only of what the objective reads."""
+    def _score(
+        self, sample: Sample, policy: Denoiser, reference: Denoiser | None, encoded: Encoded
+    ) -> Scored:
+        """Log-likelihoods, only of what the objective and the weighting read."""
         uses, x_KBCHW, t_KB = self.objective.uses, sample.x_KBCHW, sample.t_KB
         logp_KB = sample.logp(policy(x_KBCHW, t_KB)) if "logp" in uses else None
         ref_logp_KB = sample.logp(reference(x_KBCHW, t_KB)) if reference and "ref_logp" in uses else None
-        return Scored(sample, logp_KB, ref_logp_KB)
+        scored = Scored(sample, logp_KB, ref_logp_KB, step=self.global_step)
+        if self._snapshots is None:
+            return scored
+        assert self.policy is not None
+        denoisers = [BoundDenoiser(self.backbone, n, encoded) for n in self._snapshots.networks(self.policy)]
+        with torch.no_grad():
+            snapshot_logp_SKB = torch.stack([sample.logp(denoiser(x_KBCHW, t_KB)) for denoiser in denoisers])
+        return scored._replace(snapshot_logp_SKB=snapshot_logp_SKB)
 
-    def _weigh(self, scored: Scored, batch: Batch, encoded: Encoded) -> Weights:
+    def _weigh(self, scored: Scored, batch: Batch) -> Weights:
         if self.weighting is None:
             return Weights(torch.ones_like(batch.id_B, dtype=torch.float32))
-
-        @torch.no_grad()
-        def score(network: nn.Module) -> Tensor:
-            denoiser = BoundDenoiser(self.backbone, network, encoded)
-            return scored.sample.logp(denoiser(scored.sample.x_KBCHW, scored.sample.t_KB))
-
         with torch.no_grad():
-            weights: Weights = self.weighting(scored, batch, score)
+            weights: Weights = self.weighting(scored, batch)
         return weights
 
-    def _report(self, scored: Scored, loss: Loss, count: int) -> None:
-        logs = {"loss": loss.loss_B, **loss.logs}
+    def _loss(self, scored: Scored, batch: Batch) -> Loss:
+        """The objective's loss; of a pair with a soft label, its expectation over the label."""
+        loss: Loss = self.objective(scored, batch)
+        if batch.label_B is None or self.objective.reads != "pair":
+            return loss
+        mirrored: Loss = self.objective(_mirrored(scored), batch)
+        loss_B = batch.label_B * loss.loss_B + (1 - batch.label_B) * mirrored.loss_B
+        return loss._replace(loss_B=loss_B)
+
+    def _report(self, scored: Scored, loss: Loss, weights: Weights, count: int) -> None:
+        logs = {"loss": loss.loss_B, **loss.logs, **weights.logs}
         for name, logp_KB in (("", scored.logp_KB), ("ref_", scored.ref_logp_KB)):
             if logp_KB is not None and len(logp_KB) == 2:
                 logs |= {f"{name}winner_mse": -logp_KB[0], f"{name}loser_mse": -logp_KB[1]}
@@ -187,14 +244,10 @@ class AlignModule(pl.LightningModule):
         )
 
 
-class _ReferenceDenoiser(Denoiser):
-    """The reference with a batch's conditions: no gradient, and switched on for the length of a call."""
-
-    def __init__(self, backbone: Backbone, reference: Reference, encoded: Encoded) -> None:
-        self.schedule, self.prediction_type = backbone.schedule, backbone.prediction_type
-        self._backbone, self._reference, self._encoded = backbone, reference, encoded
-
-    @torch.no_grad()
-    def __call__(self, x_KBCHW: Tensor, t_KB: Tensor) -> Tensor:
-        with self._reference.network() as network:
-            return self._backbone.predict(network, x_KBCHW, t_KB, self._encoded)
+def _mirrored(scored: Scored) -> Scored:
+    """The same pair with the loser first."""
+    logp_KB, ref_logp_KB = scored.logp_KB, scored.ref_logp_KB
+    return scored._replace(
+        logp_KB=None if logp_KB is None else logp_KB.flip(0),
+        ref_logp_KB=None if ref_logp_KB is None else ref_logp_KB.flip(0),
+    )

@@ -20,6 +20,7 @@ PLACES = {
     "objective": "objective",
     "weighting": "weighting",
     "sampler": "sampler",
+    "conditioner": "conditioner",
     "backbone": "backbone",
     "data.train": "source",
     "data.validation": "source",

@@ -63,6 +63,14 @@ def normal(key: Key, purpose: str, shape: tuple[int, ...]) -> Tensor:
     return (torch.erfinv(2 * uniform_BM - 1) * math.sqrt(2)).float().view(-1, *shape)
 
 
+def posterior(key: Key, mean_KBCHW: Tensor, std_KBCHW: Tensor) -> Tensor:
+    """A draw of an autoencoder's distribution, with one noise for all candidates of a prompt.
+
+    So identical images stay identical.
+    """
+    return mean_KBCHW + std_KBCHW * normal(key, "posterior", tuple(mean_KBCHW.shape[2:]))
+
+
 def bernoulli(key: Key, purpose: str, probability: float) -> Tensor:
     """True with the given probability, one per prompt, (B,); 0 and 1 are exact."""
     return uniform(key, purpose)[:, 0] < probability

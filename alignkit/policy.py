@@ -57,7 +57,10 @@ class Outside(Generic[Network]):
 
 
 class FrozenCopy(Reference):
-    """A second network with the weights that the policy starts from."""
+    """A second network with the weights that the policy starts from, or starts a round from."""
+
+    _renewed = False
+    _hash = ""
 
     def attach(self, backbone: Backbone, policy: nn.Module) -> None:
         reference = backbone.build_reference(policy)
@@ -73,10 +76,46 @@ class FrozenCopy(Reference):
         yield self._outside.on(next(self._policy.parameters()).device)
 
     def fingerprint(self) -> str:
-        return _fingerprint(dict(self._outside.module.named_parameters()))
+        self._hash = self._hash or _fingerprint(dict(self._outside.module.named_parameters()))
+        return self._hash
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        policy = dict(self._policy.named_parameters())
+        for name, weight in self._outside.module.named_parameters():
+            weight.copy_(policy[name])
+        self._renewed, self._hash = True, ""
+
+    @property
+    def is_base(self) -> bool:
+        return not self._renewed
 
 
-class AdaptersOff(Reference):
+class PolicyItself(Reference):
+    """The policy, by something of it switched off: no second network in memory. It cannot be renewed."""
+
+    _policy: nn.Module
+    _hash = ""
+
+    def fingerprint(self) -> str:
+        frozen = {
+            name: weight for name, weight in self._policy.named_parameters() if not weight.requires_grad
+        }
+        self._hash = self._hash or _fingerprint(frozen)
+        return self._hash
+
+    def renew(self) -> None:
+        raise ValueError(
+            f"{type(self).__name__}: this reference is the policy's own base and cannot take later weights; "
+            "give reference: alignkit.policy.FrozenCopy"
+        )
+
+    @property
+    def is_base(self) -> bool:
+        return True
+
+
+class AdaptersOff(PolicyItself):
     """The policy itself with its adapters switched off: no second network in memory. For LoRA policies."""
 
     def attach(self, backbone: Backbone, policy: nn.Module) -> None:
@@ -97,9 +136,16 @@ class AdaptersOff(Reference):
         finally:
             self._policy.enable_adapters()  # type: ignore[operator]
 
-    def fingerprint(self) -> str:
-        parameters = {name: p for name, p in self._policy.named_parameters() if "lora_" not in name}
-        return _fingerprint(parameters)
+
+class TokensOff(PolicyItself):
+    """The policy itself, told nothing besides the prompt. For policies that train a conditioner alone."""
+
+    def attach(self, backbone: Backbone, policy: nn.Module) -> None:
+        self._policy = policy
+
+    @contextmanager
+    def network(self) -> Iterator[nn.Module]:
+        yield self._policy
 
 
 class BoundDenoiser(Denoiser):
@@ -111,6 +157,33 @@ class BoundDenoiser(Denoiser):
 
     def __call__(self, x_KBCHW: Tensor, t_KB: Tensor) -> Tensor:
         return self._backbone.predict(self._network, x_KBCHW, t_KB, self._encoded)
+
+    def unconditional(self) -> "BoundDenoiser":
+        return BoundDenoiser(self._backbone, self._network, without_prompts(self._backbone, self._encoded))
+
+
+class ReferenceDenoiser(Denoiser):
+    """The reference with a batch's conditions: no gradient, and switched on for the length of a call."""
+
+    def __init__(self, backbone: Backbone, reference: Reference, encoded: Encoded) -> None:
+        self.schedule, self.prediction_type = backbone.schedule, backbone.prediction_type
+        self._backbone, self._reference, self._encoded = backbone, reference, encoded
+
+    @torch.no_grad()
+    def __call__(self, x_KBCHW: Tensor, t_KB: Tensor) -> Tensor:
+        with self._reference.network() as network:
+            return self._backbone.predict(network, x_KBCHW, t_KB, self._encoded)
+
+    def unconditional(self) -> "ReferenceDenoiser":
+        encoded = without_prompts(self._backbone, self._encoded)
+        return ReferenceDenoiser(self._backbone, self._reference, encoded)
+
+
+def without_prompts(backbone: Backbone, encoded: Encoded) -> Encoded:
+    """The same batch under the empty prompt, with nothing told besides."""
+    prompts = ("",) * len(encoded.text_BLD)
+    text_BLD, extras = backbone.encode_prompts(prompts, encoded.text_BLD.device)
+    return encoded._replace(text_BLD=text_BLD, extras=extras, prompts=prompts, tokens_BLD=None)
 
 
 def has_adapters(network: nn.Module) -> bool:

@@ -27,11 +27,13 @@ from alignkit.evaluation import Evaluation
 from alignkit.mistakes import Given, UsageError
 from alignkit.module import AlignModule
 from alignkit.naming import OPTIMIZERS, PLACES, absolute, expand_arguments, expand_config
+from alignkit.types import Reads
 
 TOP_LEVEL = {
     "objective": components.Objective,
     "weighting": components.Weighting,
     "sampler": components.Sampler,
+    "conditioner": components.Conditioner,
     "backbone": components.Backbone,
     "reference": components.Reference,
 }
@@ -137,6 +139,12 @@ class CLI(LightningCLI):
         parser.link_arguments("optimizer", "model.optimizer")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.link_arguments(
+            ("objective", "sampler"), "data.reads", compute_fn=_reads, apply_on="instantiate"
+        )
+        parser.link_arguments(
+            "objective", "data.validation_reads", compute_fn=_objective_reads, apply_on="instantiate"
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
@@ -172,6 +180,14 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Validates what the run ended with, and so evaluates it."""
         self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+
+def _reads(objective: components.Objective, sampler: components.Sampler) -> Reads:
+    return sampler.reads or objective.reads
+
+
+def _objective_reads(objective: components.Objective) -> Reads:
+    return objective.reads
 
 
 def run_folder(config: Namespace, command: str) -> str:

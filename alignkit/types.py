@@ -1,14 +1,17 @@
 """The values that travel through a training step.
 
-Shape suffixes: K candidates of a prompt, best first; B prompts; C H W; L tokens; D width; T steps of the
-schedule.
+Shape suffixes: K candidates of a prompt, best first; B prompts; N images; C H W; L tokens; D width; S
+snapshots; T steps of the schedule.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+# what a batch holds of each pair: both, winner first; the winner alone; or one of the two, by a fixed coin
+Reads = Literal["pair", "winner", "either"]
 
 
 class PairRecord(NamedTuple):
@@ -40,6 +43,8 @@ class Batch(NamedTuple):
         id_B: int64, names the prompt's record, the same in every run.
         visit_B: int64, how often the record was seen before.
         users: who judged, one per prompt.
+        label_B: probability that the first candidate is the better one; of a single candidate, that it is
+            liked. None: 1.
     """
 
     image_KBCHW: Tensor
@@ -47,6 +52,14 @@ class Batch(NamedTuple):
     id_B: Tensor
     visit_B: Tensor
     users: tuple[str, ...] = ()
+    label_B: Tensor | None = None
+
+
+class Moments(NamedTuple):
+    """What an autoencoder says of images: a normal distribution of scaled latents, by mean and deviation."""
+
+    mean_NCHW: Tensor
+    std_NCHW: Tensor
 
 
 class Encoded(NamedTuple):
@@ -56,11 +69,17 @@ class Encoded(NamedTuple):
         latent_KBCHW: clean latents, scaled.
         text_BLD: what the cross-attention reads.
         extras: further conditions a backbone needs, by its own names, prompts first.
+        mean_KBCHW: the latents without posterior noise, the same at every visit.
+        prompts: what ``text_BLD`` says, empty where the caption was dropped.
+        tokens_BLD: what a conditioner tells the policy besides; None tells nothing.
     """
 
     latent_KBCHW: Tensor
     text_BLD: Tensor
     extras: Mapping[str, Tensor] = {}  # a NamedTuple's default, never mutated
+    mean_KBCHW: Tensor | None = None
+    prompts: tuple[str, ...] = ()
+    tokens_BLD: Tensor | None = None
 
 
 class Schedule(NamedTuple):
@@ -123,19 +142,24 @@ class Scored(NamedTuple):
         logp_KB: under the policy, with gradient.
         ref_logp_KB: under the reference, without.
         margin_B: what a weighting wants the objective's margin to be shifted by.
+        snapshot_logp_SKB: under averages of the policy's weights, one per decay that a weighting named.
+        step: optimizer steps done so far.
     """
 
     sample: Sample
     logp_KB: Tensor | None = None
     ref_logp_KB: Tensor | None = None
     margin_B: Tensor | None = None
+    snapshot_logp_SKB: Tensor | None = None
+    step: int = 0
 
 
 class Weights(NamedTuple):
-    """What a weighting says: a factor of each prompt's loss, and a shift of its margin or None."""
+    """What a weighting says: a factor of each prompt's loss, a shift of its margin or None, and logs."""
 
     weight_B: Tensor
     margin_B: Tensor | None = None
+    logs: Mapping[str, Tensor] = {}  # a NamedTuple's default, never mutated
 
 
 class Loss(NamedTuple):

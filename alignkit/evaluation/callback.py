@@ -14,13 +14,14 @@ from torchmetrics import Metric
 
 from alignkit.components import Reward
 from alignkit.data import AlignData
-from alignkit.evaluation.compare import compare, draw, judge, table
+from alignkit.evaluation.compare import audiences, compare, draw, judge, table
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.module import AlignModule
 
 SUMMARY = "summary.json"
 SHEET = "before_after.png"
 SHEET_SEEDS = 2
+ALIGNED = "aligned"
 
 
 class Evaluation(pl.Callback):
@@ -81,7 +82,9 @@ class Evaluation(pl.Callback):
             "train_seconds": round(time.monotonic() - self._started, 1),
         }
         folder = _folder(trainer)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and pl_module.conditioner is not None:
+            pl_module.conditioner.save(pl_module.policy, folder)
+        elif trainer.is_global_zero:
             pl_module.backbone.save(pl_module.policy, folder)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,7 +107,10 @@ class Evaluation(pl.Callback):
                 if name.startswith("val/")
             },
         }
-        prompts = self._prompts(trainer.datamodule)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, AlignData) and data.facts():
+            summary["data"] = data.facts()
+        prompts = self._prompts(data)
         if prompts:
             summary |= self._compared(module, prompts, folder)
         summary["peak_memory_gb"] = round(_peak_memory_gb(), 2)
@@ -125,27 +131,33 @@ class Evaluation(pl.Callback):
         }
         assert module.policy is not None
         module.eval()
-        with module.reference_network() as reference:
-            base = draw(module.backbone, reference, prompts, **options, label="base")  # type: ignore[arg-type]
-        aligned = draw(module.backbone, module.policy, prompts, **options, label="aligned")  # type: ignore[arg-type]
+        with module.base_network() as network:
+            base = draw(module.backbone, network, prompts, **options, label="base")  # type: ignore[arg-type]
+        aligned = {
+            name: draw(module.backbone, module.policy, prompts, **options, tokens_LD=told, label=name)  # type: ignore[arg-type]
+            for name, told in audiences(module, ALIGNED).items()
+        }
         columns = min(self.sheet_prompts, len(prompts))
         shown = torch.arange(columns) * len(prompts) // columns
         seeds = range(min(SHEET_SEEDS, self.images_per_prompt))
         sheet = contact_sheet(
-            [to_pictures(image[shown, m]) for m in seeds for image in (base, aligned)],
-            ["base", "aligned"] * len(seeds),
+            [to_pictures(image[shown, m]) for m in seeds for image in (base, *aligned.values())],
+            ["base", *aligned] * len(seeds),
             [prompts[i] for i in shown.tolist()],
         )
         sheet.save(folder / SHEET)
-        scores = [
-            judge(image, prompts, rewards=self.rewards, metrics=self.metrics) for image in (base, aligned)
-        ]
-        report = compare(*scores)
-        rank_zero_info(
-            f"{len(prompts)} held-out prompts x {self.images_per_prompt}, mean [95 % interval]\n"
-            f"{table(report)}"
-        )
-        return {"prompts": prompts, **options, "scores": report}
+        base_scores = judge(base, prompts, rewards=self.rewards, metrics=self.metrics)
+        reports = {}
+        for name, image in aligned.items():
+            scores = judge(image, prompts, rewards=self.rewards, metrics=self.metrics)
+            reports[name] = compare(base_scores, scores)
+            whom = "" if name == ALIGNED else f"for {name}: "
+            rank_zero_info(
+                f"{whom}{len(prompts)} held-out prompts x {self.images_per_prompt}, mean [95 % interval]\n"
+                f"{table(reports[name])}"
+            )
+        scored = {"scores": reports[ALIGNED]} if ALIGNED in reports else {"audiences": reports}
+        return {"prompts": prompts, **options, **scored}
 
 
 def _folder(trainer: pl.Trainer) -> Path:

@@ -16,8 +16,14 @@ from torchmetrics import Metric
 
 from alignkit.components import Backbone, Reward
 from alignkit.evaluation.bootstrap import Interval, bootstrap
+from alignkit.module import AlignModule
 
 Scores = Mapping[str, NDArray[np.float64]]
+
+
+def audiences(module: AlignModule, name: str) -> dict[str, Tensor | None]:
+    """For whom a policy draws: a conditioner's audiences, or nobody in particular under the given name."""
+    return dict(module.conditioner.audiences()) if module.conditioner else {name: None}
 
 
 def draw(
@@ -29,6 +35,7 @@ def draw(
     seed: int,
     num_steps: int,
     guidance: float,
+    tokens_LD: Tensor | None = None,
     batch_size: int = 32,
     label: str = "generating",
 ) -> Tensor:
@@ -36,16 +43,18 @@ def draw(
     asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     seeds = [seed * 1_000_003 + i for i in range(len(asked))]
     quiet = getattr(rank_zero_only, "rank", 0) != 0 or not label
-    parts = [
-        backbone.generate(
+    parts = []
+    for start in track(range(0, len(asked), batch_size), label, disable=quiet, transient=True):
+        part = asked[start : start + batch_size]
+        latent_NCHW = backbone.generate(
             network,
-            asked[start : start + batch_size],
+            part,
             seeds=seeds[start : start + batch_size],
             num_steps=num_steps,
             guidance=guidance,
-        ).cpu()
-        for start in track(range(0, len(asked), batch_size), label, disable=quiet, transient=True)
-    ]
+            tokens_NLD=None if tokens_LD is None else tokens_LD.expand(len(part), -1, -1),
+        )
+        parts.append(backbone.decode(latent_NCHW).cpu())
     image_NCHW = torch.cat(parts)
     return image_NCHW.view(len(prompts), images_per_prompt, *image_NCHW.shape[1:])
 

@@ -6,7 +6,7 @@ tokens; D width.
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from alignkit import Backbone, Batch, Encoded, Key, Schedule
-from alignkit.noise import bernoulli, normal
+from alignkit import Backbone, Batch, Encoded, Key, Moments, Schedule
+from alignkit.noise import bernoulli, posterior
 from alignkit.policy import LoRA, Outside, has_adapters
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+# the name under which attention processors get a conditioner's tokens
+TOKENS = "tokens_NLD"
 
 
 class StableDiffusion(Backbone):
@@ -80,19 +82,38 @@ class StableDiffusion(Backbone):
 
     @torch.no_grad()
     def encode(self, batch: Batch, *, key: Key) -> Encoded:
-        device = batch.image_KBCHW.device
+        candidates = len(batch.image_KBCHW)
         dropped = bernoulli(key, "caption_dropout", self.caption_dropout).tolist()
-        prompts = ["" if drop else prompt for drop, prompt in zip(dropped, batch.prompts, strict=True)]
+        prompts = tuple("" if drop else prompt for drop, prompt in zip(dropped, batch.prompts, strict=True))
+        moments = self.encode_images(batch.image_KBCHW.flatten(0, 1))
+        mean_KBCHW = moments.mean_NCHW.unflatten(0, (candidates, -1))
+        std_KBCHW = moments.std_NCHW.unflatten(0, (candidates, -1))
+        text_BLD, extras = self.encode_prompts(prompts, batch.image_KBCHW.device)
+        latent_KBCHW = posterior(key, mean_KBCHW, std_KBCHW)
+        return Encoded(latent_KBCHW, text_BLD, extras, mean_KBCHW, prompts)
+
+    @torch.no_grad()
+    def encode_images(self, image_NCHW: Tensor) -> Moments:
         # half precision makes this autoencoder overflow: black pictures and NaN latents
+        with torch.autocast(image_NCHW.device.type, enabled=False):
+            vae = self._vae.on(image_NCHW.device)
+            distribution = vae.encode(image_NCHW.float()).latent_dist
+            factor = vae.config.scaling_factor
+            return Moments(distribution.mean * factor, distribution.std * factor)
+
+    @torch.no_grad()
+    def encode_prompts(
+        self, prompts: Sequence[str], device: torch.device
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        token_BL = self._tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self._tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(device)
         with torch.autocast(device.type, enabled=False):
-            vae = self._vae.on(device)
-            posterior = vae.encode(batch.image_KBCHW.float().flatten(0, 1)).latent_dist
-            shape_KBCHW = (*batch.image_KBCHW.shape[:2], *posterior.mean.shape[1:])
-            mean_KBCHW, std_KBCHW = posterior.mean.view(shape_KBCHW), posterior.std.view(shape_KBCHW)
-            # one posterior noise for all candidates, like the step's noise: identical images stay identical
-            noise_BCHW = normal(key, "posterior", shape_KBCHW[2:])
-            latent_KBCHW = (mean_KBCHW + std_KBCHW * noise_BCHW) * vae.config.scaling_factor
-            return Encoded(latent_KBCHW, self._text(prompts, device))
+            return self._text_encoder.on(device)(token_BL).last_hidden_state, {}
 
     @torch.no_grad()
     def decode(self, latent_NCHW: Tensor) -> Tensor:
@@ -124,7 +145,11 @@ class StableDiffusion(Backbone):
         candidates = len(x_KBCHW)
         text_NLD = encoded.text_BLD.repeat(candidates, 1, 1)
         x_NCHW, t_N = x_KBCHW.flatten(0, 1), t_KB.flatten()
-        prediction_NCHW: Tensor = network(x_NCHW, t_N, encoder_hidden_states=text_NLD).sample
+        tokens_BLD = encoded.tokens_BLD
+        told = None if tokens_BLD is None else {TOKENS: tokens_BLD.repeat(candidates, 1, 1)}
+        prediction_NCHW: Tensor = network(
+            x_NCHW, t_N, encoder_hidden_states=text_NLD, cross_attention_kwargs=told
+        ).sample
         return prediction_NCHW.view_as(x_KBCHW)
 
     @torch.no_grad()
@@ -136,6 +161,7 @@ class StableDiffusion(Backbone):
         seeds: Sequence[int],
         num_steps: int,
         guidance: float,
+        tokens_NLD: Tensor | None = None,
     ) -> Tensor:
         device = next(network.parameters()).device
         pipeline = StableDiffusionPipeline(
@@ -151,15 +177,18 @@ class StableDiffusion(Backbone):
         pipeline.set_progress_bar_config(disable=True)
         # seeded on the CPU, so that the same seed gives the same picture on every device
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if tokens_NLD is not None and guidance > 1:  # the unprompted half of a guided step comes first
+            tokens_NLD = torch.cat([torch.zeros_like(tokens_NLD), tokens_NLD])
         drawn = pipeline(
             list(prompts),
             num_inference_steps=num_steps,
             guidance_scale=guidance,
             generator=generators,
-            output_type="pt",
+            output_type="latent",
+            cross_attention_kwargs=None if tokens_NLD is None else {TOKENS: tokens_NLD.to(device)},
         )
-        image_NCHW: Tensor = drawn.images.float()
-        return image_NCHW
+        latent_NCHW: Tensor = drawn.images.float()
+        return latent_NCHW
 
     def save(self, network: nn.Module, folder: Path) -> None:
         if has_adapters(network):
@@ -173,17 +202,6 @@ class StableDiffusion(Backbone):
     def load(self, folder: Path) -> nn.Module:
         network: nn.Module = _loaded(UNet2DConditionModel, str(folder), "unet", torch_dtype=torch.float32)
         return network.eval()
-
-    def _text(self, prompts: list[str], device: torch.device) -> Tensor:
-        token_BL = self._tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=self._tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids.to(device)
-        text_BLD: Tensor = self._text_encoder.on(device)(token_BL).last_hidden_state
-        return text_BLD
 
 
 def _merged(network: Any) -> nn.Module:

@@ -20,7 +20,6 @@ class DiffusionDPO(Objective):
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
-    candidates: ClassVar[int] = 2
 
     def __init__(self, beta: float = 2000.0) -> None:
         super().__init__()

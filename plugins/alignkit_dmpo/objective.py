@@ -25,7 +25,6 @@ class DMPO(Objective):
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})
-    candidates: ClassVar[int] = 2
 
     def __init__(self, beta: float = 2000.0, alpha: float = 0.01) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from alignkit import Denoiser, Encoded, Key, Noised, Sampler
+from alignkit import Batch, Denoiser, Encoded, Key, Noised, Sampler
 from alignkit.functional import add_noise, to_v
 from alignkit.noise import integers, normal
 
@@ -26,7 +26,9 @@ class SharedNoise(Sampler):
             raise ValueError(f"SharedNoise: max_step must be at least min_step = {min_step}, got {max_step}")
         self.min_step, self.max_step = min_step, max_step
 
-    def forward(self, encoded: Encoded, policy: Denoiser, reference: Denoiser | None, *, key: Key) -> Noised:
+    def forward(
+        self, batch: Batch, encoded: Encoded, policy: Denoiser, reference: Denoiser | None, *, key: Key
+    ) -> Noised:
         schedule = policy.schedule
         last = len(schedule.alpha_T) - 1
         highest = last if self.max_step is None else self.max_step

@@ -34,18 +34,20 @@ def started(module: AlignModule) -> tuple[EMA, Mock, torch.nn.Parameter]:
 
 
 def test_average_follows_each_optimizer_step_and_is_shown_only_to_validation(module: AlignModule) -> None:
-    """After one step from 0 to 1, with decay min(0.9, 2/11), the average is 9/11.
+    """The first update copies the 1; the second, to 2, has decay min(0.9, 2/11): 2/11 + 2 * 9/11 = 20/11.
 
     A second batch of the same step (accumulation) changes nothing.
     """
     ema, trainer, weight = started(module)
-    trainer.global_step = 1
-    for _ in range(2):
-        ema.on_train_batch_end(trainer, module, None, Mock(), 0)
+    for step in (1, 2):
+        trainer.global_step = step
+        torch.nn.init.constant_(weight, step)
+        for _ in range(2):
+            ema.on_train_batch_end(trainer, module, None, Mock(), 0)
     ema.on_validation_start(trainer, module)
-    assert_close(weight.detach(), torch.full_like(weight, 9 / 11))
+    assert_close(weight.detach(), torch.full_like(weight, 20 / 11))
     ema.on_validation_end(trainer, module)
-    assert torch.equal(weight.detach(), torch.ones_like(weight))
+    assert torch.equal(weight.detach(), torch.full_like(weight, 2.0))
 
 
 def test_a_run_ends_with_the_average(module: AlignModule) -> None:

@@ -76,7 +76,7 @@ ON_THE_COMMAND_LINE = {
     f"{EMA} --trainer.callbacks.decay 3": ["error: EMA: decay must be between 0 and 1, got 3.0"],
     "--data.batch_size many": ["--data.batch_size: must be a whole number, got 'many'"],
     "--data.batch_size 0": ["error: AlignData: batch_size must be at least 1, got 0"],
-    "--data.batch_size 1000": ["48 decided training pairs are fewer than the 1000", "lower batch_size"],
+    "--data.batch_size 1000": ["48 training pairs are fewer than the 1000", "lower batch_size"],
     "--data.train PickAPic": ["--data.train: PickAPic needs path", "--data.train.path"],
     "--data.train PickAPic --data.train.path nowhere": ["error: PickAPic: path 'nowhere' is no parquet file"],
     "--data.train EmojiPairs --data.train.split dev": ["--data.train.split: must be train or test", "'dev'"],
@@ -344,7 +344,6 @@ class Faulty(Objective):
     """Fails in the training step, as its author did not intend."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"logp"})
-    candidates: ClassVar[int] = 2
 
     def __init__(self, way: str) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ def test_goes_on_where_it_stopped(stop: int, num_workers: int) -> None:
 
 def test_too_few_pairs_for_a_step_are_refused() -> None:
     data = AlignData(NoisyPairs(10), batch_size=16, resolution=16)
-    with pytest.raises(ValueError, match="8 decided training pairs are fewer than the 16 of one step"):
+    with pytest.raises(ValueError, match="8 training pairs are fewer than the 16 of one step"):
         data.setup("fit")
 
 

@@ -12,7 +12,6 @@ class AcmeHinge(Objective):
     """
 
     uses = frozenset({"logp", "ref_logp"})
-    candidates = 2
 
     def __init__(self, beta: float = 2000.0) -> None:
         super().__init__()

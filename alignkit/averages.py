@@ -1,0 +1,106 @@
+"""Exponential averages of trainable weights, and a network that runs with them. Suffix: S snapshots."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """Exponential moving average of named weights.
+
+    Early on its decay is less, so that the start is forgotten: the first update copies the weights, and
+    update n + 1 keeps at most ``(1 + n) / (10 + n)``, as diffusers' ``EMAModel`` does.
+
+    Args:
+        decay: share of the old average that an update keeps, in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"Average: decay must be between 0 and 1, got {decay}")
+        self.decay, self.updates = decay, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def start(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Begins anew with the weights as they are."""
+        self.weights, self.updates = {name: weight.detach().clone() for name, weight in weights}, 0
+
+    @torch.no_grad()
+    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes in one step."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
+        self.updates += 1
+        for name, weight in weights:
+            self.weights[name] = self.weights[name].to(weight.device).lerp_(weight, 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and number of updates."""
+        return {"average": self.weights, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state_dict`` was taken."""
+        self.weights, self.updates = state["average"], state["updates"]
+
+
+class Averaged(nn.Module):
+    """A network with averaged weights in place of its own, which stay as they are."""
+
+    def __init__(self, network: nn.Module, average: Average) -> None:
+        super().__init__()
+        # not as sub-modules: the weights belong to the policy
+        self._parts = (network, average)
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        network, average = self._parts
+        return torch.func.functional_call(network, average.weights, args, options)
+
+
+class Snapshots(pl.Callback):
+    """Keeps averages of the policy's trainable weights for a weighting that looks at them.
+
+    Args:
+        decays: one per average.
+    """
+
+    def __init__(self, decays: Sequence[float]) -> None:
+        super().__init__()
+        self.averages = [Average(decay) for decay in decays]
+        self._step = 0
+
+    def networks(self, policy: nn.Module) -> list[nn.Module]:
+        """The policy under each average."""
+        device = next(policy.parameters()).device
+        for average in self.averages:
+            if not average.weights:
+                average.start(trainable(policy))
+            average.weights = {name: weight.to(device) for name, weight in average.weights.items()}
+        return [Averaged(policy, average) for average in self.averages]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
+        policy = pl_module.policy
+        assert isinstance(policy, nn.Module)
+        for average in self.averages:
+            average.update(trainable(policy))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"averages": [average.state_dict() for average in self.averages]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for average, state in zip(self.averages, state_dict["averages"], strict=True):
+            average.load_state_dict(state)
+
+
+def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The weights that are trained, by name."""
+    return [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
