@@ -8,13 +8,13 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch.testing import assert_close
 
 from alignkit.policy import LoRA
+from alignkit.testing.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from alignkit_diffusers.stable_diffusion import StableDiffusion
-from tests.integration.conftest import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipeline(tmp_path_factory.mktemp("pipeline"))
+    return tiny_stable_diffusion(tmp_path_factory.mktemp("pipeline"))
 
 
 def test_pictures_are_those_of_diffusers_own_pipeline(folder: Path) -> None:
@@ -22,7 +22,8 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folder: Path) -> None:
     backbone = StableDiffusion(str(folder))
     network = backbone.build_policy().eval()
     prompts, seeds = ["red apple", "green pear"], [4, 5]
-    ours = backbone.generate(network, prompts, seeds=seeds, num_steps=3, guidance=2.0)
+    latent_NCHW = backbone.generate(network, prompts, seeds=seeds, num_steps=3, guidance=2.0)
+    ours = backbone.decode(latent_NCHW)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -35,7 +36,7 @@ def test_pictures_are_those_of_diffusers_own_pipeline(folder: Path) -> None:
     ).images
     assert_close(ours, theirs)
     alone = backbone.generate(network, prompts[1:], seeds=seeds[1:], num_steps=3, guidance=2.0)
-    assert_close(alone[0], ours[1], rtol=0, atol=1e-4)
+    assert_close(alone[0], latent_NCHW[1], rtol=0, atol=1e-4)
 
 
 def test_decode_is_the_pipelines_own_in_zero_to_one(folder: Path) -> None:
@@ -105,3 +106,9 @@ def test_a_missing_part_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
     with pytest.raises(ValueError, match="cannot load the scheduler of"):
         StableDiffusion(str(tmp_path))
+
+
+def test_a_pipeline_of_two_text_encoders_is_refused(tmp_path: Path) -> None:
+    path = tiny_stable_diffusion_xl(tmp_path)
+    with pytest.raises(ValueError, match="with two text encoders; use the backbone StableDiffusionXL"):
+        StableDiffusion(str(path))
