@@ -2,13 +2,14 @@
 
 from alignkit import Batch, Loss, Objective, Scored
 from alignkit.functional import preference_logit
+from alignkit.types import required
 
 
 class AcmeHinge(Objective):
     """Hinge loss: what the preference's log-odds lack to one.
 
     Args:
-        beta: strength of the pull to the reference, per unit of mean squared error.
+        beta: strength of the pull to the reference, > 0, per unit of mean squared error.
     """
 
     uses = frozenset({"logp", "ref_logp"})
@@ -20,7 +21,9 @@ class AcmeHinge(Objective):
         self.beta = beta
 
     def forward(self, scored: Scored, batch: Batch) -> Loss:
-        logit_B = preference_logit(scored.logp_KB, scored.ref_logp_KB, beta=self.beta)
+        logp_KB = required(scored.logp_KB, self, "logp")
+        ref_logp_KB = required(scored.ref_logp_KB, self, "ref_logp").detach()
+        logit_B = preference_logit(logp_KB, ref_logp_KB, beta=self.beta, margin_B=scored.margin_B)
         return Loss((1 - logit_B).relu(), {"logit/scale": logit_B.detach().abs().mean()})
 
     def initial_loss(self) -> float:

@@ -1,0 +1,74 @@
+"""What rewards and metrics promise. Shape suffixes: N images; C H W."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from torchmetrics import Metric
+
+from alignkit.components import Reward
+from alignkit.noise import uniform
+from alignkit.types import Key
+
+__all__ = [
+    "test_metric_gives_one_finite_figure_that_does_not_depend_on_order_or_batches",
+    "test_reward_gives_one_finite_score_per_image_whatever_stands_beside_it",
+    "test_reward_sends_gradient_to_the_image_if_it_says_so",
+]
+
+COUNT, SIDE = 4, 32
+PROMPTS = ["a red apple", "a plum", "a green pear", "a red apple"]
+
+
+def pictures() -> Tensor:
+    """Random pictures in [0, 1] whose parts differ in brightness."""
+    id_N = torch.arange(COUNT)
+    pixel_NM = uniform(Key(0, id_N, id_N * 0), "pictures", 3 * SIDE * SIDE).float()
+    return pixel_NM.view(COUNT, 3, SIDE, SIDE) * torch.linspace(0.3, 1.0, COUNT)[:, None, None, None]
+
+
+def test_reward_gives_one_finite_score_per_image_whatever_stands_beside_it(reward: Reward) -> None:
+    """The score is of an image and its prompt, not of a batch."""
+    with torch.no_grad():
+        image_NCHW = pictures()
+        score_N = reward(image_NCHW, PROMPTS)
+        assert score_N.shape == (COUNT,)
+        assert score_N.is_floating_point()
+        assert score_N.isfinite().all()
+        assert len(set(score_N.tolist())) > 1
+        order = torch.tensor([2, 0, 3, 1])
+        shuffled_N = reward(image_NCHW[order], [PROMPTS[i] for i in order.tolist()])
+        assert_close(shuffled_N, score_N[order], rtol=1e-4, atol=1e-4)
+        assert_close(reward(image_NCHW[1:2], PROMPTS[1:2]), score_N[1:2], rtol=1e-4, atol=1e-4)
+        assert_close(image_NCHW, pictures(), rtol=0, atol=0)
+
+
+def test_reward_sends_gradient_to_the_image_if_it_says_so(reward: Reward) -> None:
+    """To every image, where ``differentiable`` is true; else none pretends to."""
+    assert isinstance(reward.differentiable, bool)
+    image_NCHW = pictures().requires_grad_()
+    score_N = reward(image_NCHW, PROMPTS)
+    if not reward.differentiable:
+        assert not score_N.requires_grad
+        return
+    (slope_NCHW,) = torch.autograd.grad(score_N.sum(), image_NCHW)
+    assert slope_NCHW.isfinite().all()
+    assert (slope_NCHW != 0).any(dim=(1, 2, 3)).all()
+
+
+def test_metric_gives_one_finite_figure_that_does_not_depend_on_order_or_batches(metric: Metric) -> None:
+    """It is of a set of images of one prompt."""
+    assert metric.higher_is_better is not None
+    image_NCHW, prompts = pictures(), PROMPTS[:1] * COUNT
+    metric = copy.deepcopy(metric)
+    metric.reset()
+    metric.update(image_NCHW, prompts)
+    whole = metric.compute()
+    assert whole.shape == ()
+    assert whole.isfinite()
+    metric.reset()
+    for part in ([3], [1, 0], [2]):
+        metric.update(image_NCHW[part], prompts[: len(part)])
+    assert metric.compute().item() == pytest.approx(whole.item(), rel=1e-4, abs=1e-5)

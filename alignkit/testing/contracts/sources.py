@@ -1,0 +1,54 @@
+"""What a source of pairs promises."""
+
+import io
+import pickle
+
+import pytest
+from PIL import Image
+
+from alignkit.components import PairSource
+from alignkit.types import PairRecord
+
+__all__ = [
+    "test_source_can_be_sent_to_another_process",
+    "test_source_ends_where_it_says",
+    "test_source_labels_and_prompts_are_those_of_its_records",
+]
+
+
+def places(source: PairSource) -> list[int]:
+    """A few pairs, the first and the last among them."""
+    return sorted({*range(min(5, len(source))), len(source) // 2, len(source) - 1})
+
+
+def test_source_labels_and_prompts_are_those_of_its_records(source: PairSource) -> None:
+    """They are read without touching a picture; a record is the same whenever it is read."""
+    labels, prompts = source.labels(), source.prompts()
+    assert len(source) == len(labels) == len(prompts) > 0
+    ids = set()
+    for place in places(source):
+        record = source[place]
+        assert isinstance(record, PairRecord)
+        assert isinstance(record.id, int)
+        assert isinstance(record.user, str)
+        assert (record.label_0, record.prompt) == (labels[place], prompts[place])
+        assert 0 <= record.label_0 <= 1
+        assert record == source[place]
+        for data in (record.image_0, record.image_1):
+            with Image.open(io.BytesIO(data)) as picture:
+                assert min(picture.size) > 0
+        ids.add(record.id)
+    assert len(ids) == len(places(source))
+
+
+def test_source_ends_where_it_says(source: PairSource) -> None:
+    """Python iterates over a sequence until it raises ``IndexError``."""
+    with pytest.raises(IndexError):
+        source[len(source)]
+
+
+def test_source_can_be_sent_to_another_process(source: PairSource) -> None:
+    """`data.num_workers` may start processes that share nothing with this one."""
+    other = pickle.loads(pickle.dumps(source))
+    assert len(other) == len(source)
+    assert other[0] == source[0]

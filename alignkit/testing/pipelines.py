@@ -1,0 +1,138 @@
+"""Tiny random pipelines of the classes that users have, written to disk in a fraction of a second.
+
+They draw noise; what they are for is the code around them. Each takes prompts of at most 14 letters and a
+picture of 16 x 16 pixels, which is a latent of 8 x 8.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+RESOLUTION = 16
+TEXT_LENGTH = 16
+TEXT_WIDTH = 16
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def tiny_stable_diffusion(folder: Path, prediction_type: str = "epsilon", *, seed: int = 0) -> Path:
+    """Writes a ``StableDiffusionPipeline`` of about 60,000 weights; returns its folder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_tokenizer()
+        StableDiffusionPipeline(
+            vae=_autoencoder(),
+            text_encoder=CLIPTextModel(_text_config(tokenizer)),
+            tokenizer=tokenizer,
+            unet=UNet2DConditionModel(**_UNET, cross_attention_dim=TEXT_WIDTH),
+            scheduler=_scheduler(prediction_type),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder)
+    return folder
+
+
+def tiny_stable_diffusion_xl(
+    folder: Path, prediction_type: str = "epsilon", *, zeros: bool = True, seed: int = 0
+) -> Path:
+    """Writes a ``StableDiffusionXLPipeline`` of about 70,000 weights; returns its folder.
+
+    Args:
+        folder: where it is written.
+        prediction_type: "epsilon" or "v_prediction".
+        zeros: its ``force_zeros_for_empty_prompt``, true of SDXL base.
+        seed: seed of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_tokenizer()
+        unet = UNet2DConditionModel(
+            **_UNET,
+            cross_attention_dim=2 * TEXT_WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH,
+        )
+        StableDiffusionXLPipeline(
+            vae=_autoencoder(),
+            text_encoder=CLIPTextModel(_text_config(tokenizer)),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, projection_dim=TEXT_WIDTH)),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=unet,
+            scheduler=_scheduler(prediction_type),
+            force_zeros_for_empty_prompt=zeros,
+            add_watermarker=False,
+        ).save_pretrained(folder)
+    return folder
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that knows the letters and no words."""
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocabulary.write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        merges.write_text("#version: 0.2\n")
+        return CLIPTokenizer(vocab=str(vocabulary), merges=str(merges), model_max_length=TEXT_LENGTH)
+
+
+_UNET = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+
+
+def _autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=RESOLUTION,
+        mid_block_add_attention=False,
+    )
+
+
+def _text_config(tokenizer: CLIPTokenizer, **options: object) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+
+
+def _scheduler(prediction_type: str) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )

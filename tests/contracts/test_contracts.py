@@ -1,0 +1,41 @@
+"""The contracts of ``alignkit.testing`` over everything that is installed here."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alignkit.testing import ToyPairs
+from alignkit.testing.contracts import *  # noqa: F403
+from alignkit.testing.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
+from alignkit_adaptive_dpo.source import choose_flips, write_flips
+from alignkit_diffusers.stable_diffusion import StableDiffusion
+from alignkit_emoji.pictures import FOLDER
+from tests.plugins.ppd.people import Counting
+
+
+def BACKBONE(folder: Path) -> StableDiffusion:
+    return StableDiffusion(str(tiny_stable_diffusion(folder)), caption_dropout=0.0)
+
+
+def tiny(write: Callable[..., Path]) -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: {"path": str(write(folder)), "caption_dropout": 0.0}
+
+
+def flipped(folder: Path) -> dict[str, Any]:
+    path, pairs = folder / "flips.json", ToyPairs(20)
+    write_flips(path, choose_flips(pairs, {}, rate=0.5, seed=0))
+    return {"source": pairs, "flips": str(path)}
+
+
+ARGUMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "StableDiffusion": tiny(tiny_stable_diffusion),
+    "StableDiffusionXL": tiny(tiny_stable_diffusion_xl),
+    "PickAPic": lambda folder: {"path": str(FOLDER / "data" / "pairs.parquet"), "max_pairs": 20},
+    "FlippedPairs": flipped,
+    "UserSplit": lambda folder: {"source": ToyPairs(30)},
+    "UserTokens": lambda folder: {
+        "encoder": Counting(),
+        "support": ToyPairs,
+        "audiences": {"one": "user0", "other": "user1"},
+    },
+}
