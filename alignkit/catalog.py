@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pluggy
 
 from alignkit import hookspecs
-from alignkit.hookspecs import GROUP, KINDS, Command, Paper
+from alignkit.hookspecs import COMMANDS, GROUP, KINDS, Command, Paper
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _HOOK = "alignkit_"
@@ -220,6 +220,8 @@ def _command_target(name: str, command: object) -> str:
         )
     if not re.fullmatch(r"[a-z][a-z-]*", name):
         raise CatalogError(f"alignkit_commands: a name must be of lower-case letters and '-', got {name!r}")
+    if name in COMMANDS:
+        raise CatalogError(f"alignkit_commands: {name!r} is a command of alignkit's own")
     return command.target
 
 

@@ -9,15 +9,9 @@ from collections.abc import Sequence
 from alignkit import __version__, catalog
 from alignkit.catalog import COMMAND, Catalog, CatalogError
 from alignkit.configfiles import ConfigNotFoundError, packaged_configs
-from alignkit.hookspecs import KINDS
+from alignkit.hookspecs import COMMANDS, KINDS
 from alignkit.mistakes import UsageError
 
-COMMANDS = {
-    "fit": "align a model: alignkit fit --config FILE",
-    "validate": "score a checkpoint on held-out pairs and prompts",
-    "generate": "draw pictures with a run's model, base beside aligned",
-    "list": "list what is installed; --configs lists the packaged configs, --papers their table",
-}
 USAGE = (
     "usage: alignkit [-p no:PLUGIN] [--debug] COMMAND [options]\n\n"
     "Aligns text-to-image diffusion models to human preferences.\n\ncommands:\n"
@@ -99,7 +93,7 @@ def list_installed(found: Catalog, arguments: list[str]) -> int:
         sources = {name: f"{paper.authors}, {paper.year}" for p in found.papers.values() for paper in p
                    for name in paper.components}  # fmt: skip
         print(f"{'kind':12} {'name':20} {'plugin':16} {'distribution':24} paper")
-        for kind in KINDS:
+        for kind in (*KINDS, COMMAND):
             for name in found.names(kind):
                 component = found.components[kind, name]
                 line = f"{kind:12} {name:20} {component.plugin:16} {component.distribution:24}"

@@ -114,3 +114,11 @@ KINDS = {
     "reward": "alignkit_rewards",
     "metric": "alignkit_metrics",
 }
+
+# alignkit's own commands, whose names no plugin may take
+COMMANDS = {
+    "fit": "align a model: alignkit fit --config FILE",
+    "validate": "score a checkpoint on held-out pairs and prompts",
+    "generate": "draw pictures with a run's model, base beside aligned",
+    "list": "list what is installed; --configs lists the packaged configs, --papers their table",
+}

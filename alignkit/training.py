@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace, set_loader
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from alignkit import components, mistakes
-from alignkit.callbacks import ProgressBar, SampleGrid, Throughput
+from alignkit.callbacks import Checkpoints, ProgressBar, SampleGrid, Throughput
 from alignkit.catalog import Catalog
 from alignkit.data import AlignData
 from alignkit.evaluation import Evaluation
@@ -153,8 +152,11 @@ class CLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Refuses a checkpoint that is not there before anything is loaded or written."""
-        path = self.config[self._command].get("ckpt_path")
+        """Refuses what nobody else would, before anything is loaded or written."""
+        config = self.config[self._command]
+        if (accumulated := config.trainer.accumulate_grad_batches) < 1:
+            raise UsageError(f"trainer.accumulate_grad_batches must be at least 1, got {accumulated}")
+        path = config.get("ckpt_path")
         if path and path not in ("best", "last", "hpc") and "://" not in path and not Path(path).exists():
             raise UsageError(
                 f"--ckpt_path: there is no {path!r}; a run's own stand in RUN/checkpoints/, such as last.ckpt"
@@ -172,7 +174,7 @@ class CLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if config.trainer.enable_checkpointing is not False:
-            callbacks.append(ModelCheckpoint(save_last="link", save_on_exception=True))
+            callbacks.append(Checkpoints())
         self.trainer_defaults["callbacks"] = callbacks
         trainer: pl.Trainer = super().instantiate_trainer(**options)
         return trainer
@@ -287,6 +289,7 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     noise = re.compile(
         "💡|litlogger|GPU available|TPU available|HPU available|Seed set|`Trainer.fit` stopped"
+        "|The following callbacks returned in `LightningModule.configure_callbacks`"
     )
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not noise.search(record.getMessage()))

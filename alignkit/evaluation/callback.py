@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +148,25 @@ class Evaluation(pl.Callback):
         )
         sheet.save(folder / SHEET)
         base_scores = judge(base, prompts, rewards=self.rewards, metrics=self.metrics)
-        reports = {}
-        for name, image in aligned.items():
-            scores = judge(image, prompts, rewards=self.rewards, metrics=self.metrics)
-            reports[name] = compare(base_scores, scores)
+        scores = {
+            name: judge(image, prompts, rewards=self.rewards, metrics=self.metrics)
+            for name, image in aligned.items()
+        }
+        reports = {name: compare(base_scores, scored) for name, scored in scores.items()}
+        for name, report in reports.items():
             whom = "" if name == ALIGNED else f"for {name}: "
             rank_zero_info(
                 f"{whom}{len(prompts)} held-out prompts x {self.images_per_prompt}, mean [95 % interval]\n"
-                f"{table(reports[name])}"
+                f"{table(report)}"
             )
-        scored = {"scores": reports[ALIGNED]} if ALIGNED in reports else {"audiences": reports}
-        return {"prompts": prompts, **options, **scored}
+        if ALIGNED in reports:
+            return {"prompts": prompts, **options, "scores": reports[ALIGNED]}
+        # what it matters for whom a picture is drawn: same prompts and seeds, told of one and of the other
+        contrasts = {
+            f"{name} - {other}": compare(scores[other], scores[name])
+            for name, other in permutations(scores, 2)
+        }
+        return {"prompts": prompts, **options, "audiences": reports, "contrasts": contrasts}
 
 
 def _folder(trainer: pl.Trainer) -> Path:

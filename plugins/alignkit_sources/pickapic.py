@@ -20,6 +20,8 @@ class PickAPic(PairSource):
     """
 
     def __init__(self, path: str, max_pairs: int | None = None) -> None:
+        if max_pairs is not None and max_pairs < 1:
+            raise ValueError(f"PickAPic: max_pairs must be at least 1, got {max_pairs}")
         found = sorted(Path(path).glob("*.parquet")) if Path(path).is_dir() else [Path(path)]
         if not found or not all(file.is_file() for file in found):
             raise ValueError(f"PickAPic: path {path!r} is no parquet file and no folder that holds some")

@@ -202,3 +202,15 @@ def test_every_optimizer_can_be_named(alignkit: Run, config: Path) -> None:
     for name in OPTIMIZERS:
         whole = parsed(alignkit, "--config=mine.yaml", "--optimizer", name)
         assert whole["optimizer"]["class_path"] == f"torch.optim.{name}"
+
+
+def test_help_lists_commands_of_plugins(alignkit: Run) -> None:
+    found = discover()
+    assert found.names("command")
+    code, out, _ = alignkit("--help")
+    assert code == 0
+    for name in found.names("command"):
+        assert f"  {name:10} {found.components['command', name].help}" in out
+        code, explained, err = alignkit(name, "--help")
+        assert (code, err) == (0, "")
+        assert f"alignkit {name}" in explained

@@ -268,7 +268,8 @@ def test_built_in_plugins_are_found_as_a_third_partys():
     assert {component.plugin for component in catalog.components.values()} == set(built_in())
     assert {"DMPO", "DiffusionDPO"} <= set(catalog.names("objective"))
     for kind, name in catalog.components:
-        assert catalog.resolve(kind, name).__name__ == name
+        found_there = catalog.resolve(kind, name)
+        assert kind == "command" or found_there.__name__ == name
 
 
 def test_papers_name_components_and_configs_that_exist():
@@ -308,3 +309,55 @@ def test_blocking_what_is_not_there_says_what_is() -> None:
         CatalogError, match="-p no:typo: no plugin and no distribution has that name; there are"
     ):
         discover(blocked=["typo"])
+
+
+COMMAND = """
+from alignkit.hookspecs import Command, hookimpl
+
+@hookimpl
+def alignkit_commands():
+    return {answer}
+
+def run(catalog, arguments):
+    print("ran with", arguments)
+    return 3
+"""
+
+
+def offered_command(offer: Offer, name: str, answer: str) -> list[EntryPoint]:
+    # one pair of braces: the plugin's text is no format
+    return offer("good-align", "good", COMMAND.replace("{answer}", answer), module=name)
+
+
+def test_a_plugin_brings_a_command(offer, capsys):
+    entries = offered_command(
+        offer, "catalogtest_greet", "{'greet': Command('catalogtest_greet:run', 'says hello')}"
+    )
+    catalog = discover(found=entries)
+    assert catalog.names("command") == ["greet"]
+    assert catalog.components["command", "greet"].help == "says hello"
+    assert catalog.resolve("command", "greet")(catalog, ["--loud"]) == 3
+    assert capsys.readouterr().out == "ran with ['--loud']\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("{'greet': 'catalogtest_bad:run'}", "'greet' must be a Command of 'package.module:function'"),
+        ("{'greet': Command('run', '')}", "'greet' must be a Command of 'package.module:function'"),
+        ("{'Greet me': Command('catalogtest_bad:run', '')}", "must be of lower-case letters and '-'"),
+        ("['greet']", "alignkit_commands must return a mapping"),
+        ("{'fit': Command('catalogtest_bad:run', '')}", "'fit' is a command of alignkit's own"),
+    ],
+)
+def test_a_command_that_is_none_is_left_out_and_named(offer, answer, reason):
+    (failure,) = discover(found=offered_command(offer, "catalogtest_bad", answer)).failures
+    assert reason in failure.reason
+
+
+@pytest.mark.parametrize(("target", "named"), [("__name__", "no function"), ("gone", "cannot import")])
+def test_a_command_without_a_function_is_refused(offer, target, named):
+    module = f"catalogtest_{target.strip('_')}"
+    entries = offered_command(offer, module, f"{{'greet': Command('{module}:{target}', '')}}")
+    with pytest.raises(CatalogError, match=named):
+        discover(found=entries).resolve("command", "greet")

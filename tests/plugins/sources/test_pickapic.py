@@ -45,3 +45,8 @@ def test_says_which_column_is_missing(tmp_path: Path) -> None:
 def test_says_that_nothing_is_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no parquet file and no folder that holds some"):
         PickAPic(str(tmp_path))
+
+
+def test_no_pairs_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="PickAPic: max_pairs must be at least 1, got 0"):
+        PickAPic(str(tmp_path), max_pairs=0)
