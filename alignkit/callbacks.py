@@ -1,14 +1,15 @@
-"""What needs the Trainer: averaged weights, sample grids, throughput, the progress bar."""
+"""What needs the Trainer: checkpoints, averaged weights, sample grids, throughput, the progress bar."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -18,6 +19,37 @@ from alignkit.evaluation.compare import audiences, draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.module import AlignModule
 from alignkit.types import Batch
+
+Value = TypeVar("Value")
+
+
+class Checkpoints(ModelCheckpoint):
+    """What a run leaves to go on from: saved after every validation, on an exception, and when asked.
+
+    ``last.ckpt`` is a link to the latest, also where a resumed run goes on in its folder.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(save_last="link", save_on_exception=True)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # a checkpoint does not know of the link that was then set to it: without this, a resumed run would
+        # take last.ckpt for another run's, and write last-v1.ckpt beside it
+        self.last_model_path = self._named(self.CHECKPOINT_NAME_LAST)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step  # nothing new to save before the first step
+
+    def save_as(self, trainer: pl.Trainer, name: str) -> None:
+        """Saves the run as it is under a name of its own, which no later save removes."""
+        path = self._named(name)
+        self._save_checkpoint(trainer, path)
+        self._link_checkpoint(trainer, path, self.last_model_path)
+
+    def _named(self, name: str) -> str:
+        assert self.dirpath is not None
+        return str(Path(self.dirpath, f"{name}{self.FILE_EXTENSION}"))
 
 
 class EMA(pl.Callback):
@@ -129,7 +161,7 @@ class SampleGrid(pl.Callback):
             with pl_module.base_network() as base:
                 self._base = self._drawn(pl_module, base, prompts, None)
         rows = {"base": self._base}
-        with _evaluating(policy):
+        with evaluating(policy):
             for name, tokens_LD in audiences(pl_module, "policy").items():
                 rows[name] = self._drawn(pl_module, policy, prompts, tokens_LD)
         sheet = contact_sheet([to_pictures(row) for row in rows.values()], list(rows), prompts)
@@ -202,6 +234,18 @@ class ProgressBar(RichProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
 
+    def track(self, values: Sequence[Value], label: str) -> Iterator[Value]:
+        """Yields the values, and shows how far that has come in a line below the run's."""
+        if self.progress is None or self.is_disabled:
+            yield from values
+            return
+        task = self._add_task(len(values), label)
+        for value in values:
+            yield value
+            self.progress.advance(task)
+            self.refresh()
+        self.progress.update(task, visible=False)
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
 
@@ -213,7 +257,8 @@ def _policy(module: pl.LightningModule) -> torch.nn.Module:
 
 
 @contextmanager
-def _evaluating(network: torch.nn.Module) -> Iterator[None]:
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, within a ``with`` block."""
     training = network.training
     network.eval()
     try:

@@ -153,10 +153,12 @@ class Backbone(nn.Module, ABC):
     Attributes:
         schedule: its forward process.
         prediction_type: "epsilon" or "v_prediction".
+        solver: the sampling method of ``generate``, for the record.
     """
 
     schedule: Schedule
     prediction_type: str
+    solver: str = "DDIM"
 
     @abstractmethod
     def encode(self, batch: Batch, *, key: Key) -> Encoded:

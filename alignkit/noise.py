@@ -4,7 +4,7 @@ So a run does not depend on how batches are split over steps, workers or ranks, 
 drawn again. The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014), whose state is a counter: number i of a stream is a mix of (stream + i * gamma).
 
-Shape suffixes: B prompts.
+Shape suffixes: K candidates of a prompt, best first; B prompts; C H W.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from alignkit.types import Key
+from alignkit.functional import add_noise, to_v
+from alignkit.types import Key, Noised, Schedule
 
 
 def _signed(value: int) -> int:
@@ -74,3 +75,34 @@ def posterior(key: Key, mean_KBCHW: Tensor, std_KBCHW: Tensor) -> Tensor:
 def bernoulli(key: Key, purpose: str, probability: float) -> Tensor:
     """True with the given probability, one per prompt, (B,); 0 and 1 are exact."""
     return uniform(key, purpose)[:, 0] < probability
+
+
+def noised(
+    latent_KBCHW: Tensor, t_B: Tensor, *, schedule: Schedule, prediction_type: str, key: Key
+) -> Noised:
+    """Noises all candidates of a prompt to one step with one noise.
+
+    So identical candidates stay identical, and most of what step and noise do to the errors cancels in their
+    difference.
+
+    Args:
+        latent_KBCHW: clean latents.
+        t_B: step of each prompt.
+        schedule: the forward process.
+        prediction_type: what the networks predict, "epsilon" or "v_prediction".
+        key: names the noise.
+
+    Raises:
+        ValueError: no such prediction type.
+    """
+    t_KB = t_B.expand(len(latent_KBCHW), -1)
+    noise_KBCHW = normal(key, "noise", tuple(latent_KBCHW.shape[2:])).expand_as(latent_KBCHW)
+    alpha_KB, sigma_KB = schedule.levels(t_KB)
+    if prediction_type == "epsilon":
+        target_KBCHW = noise_KBCHW
+    elif prediction_type == "v_prediction":
+        target_KBCHW = to_v(latent_KBCHW, noise_KBCHW, alpha_KB=alpha_KB, sigma_KB=sigma_KB)
+    else:
+        raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction_type!r}")
+    x_KBCHW = add_noise(latent_KBCHW, noise_KBCHW, alpha_KB=alpha_KB, sigma_KB=sigma_KB)
+    return Noised(x_KBCHW, t_KB, target_KBCHW)

@@ -174,6 +174,10 @@ class ReferenceDenoiser(Denoiser):
         with self._reference.network() as network:
             return self._backbone.predict(network, x_KBCHW, t_KB, self._encoded)
 
+    def fingerprint(self) -> str:
+        """Whose weights it has: what is computed with them can be told apart, and kept."""
+        return self._reference.fingerprint()
+
     def unconditional(self) -> "ReferenceDenoiser":
         encoded = without_prompts(self._backbone, self._encoded)
         return ReferenceDenoiser(self._backbone, self._reference, encoded)
@@ -183,6 +187,7 @@ def without_prompts(backbone: Backbone, encoded: Encoded) -> Encoded:
     """The same batch under the empty prompt, with nothing told besides."""
     prompts = ("",) * len(encoded.text_BLD)
     text_BLD, extras = backbone.encode_prompts(prompts, encoded.text_BLD.device)
+    extras = {**encoded.extras, **extras}
     return encoded._replace(text_BLD=text_BLD, extras=extras, prompts=prompts, tokens_BLD=None)
 
 

@@ -107,6 +107,11 @@ class AlignData(pl.LightningDataModule):
             pairs, self.batch_size, sampler=order, num_workers=self.num_workers, collate_fn=collate
         )
 
+    def training_prompts(self) -> list[str]:
+        """The distinct prompts of the training pairs, sorted."""
+        prompts = self.train.prompts()
+        return sorted({prompts[row] for row in self._train.rows})
+
     def held_out_prompts(self) -> list[str]:
         """The distinct prompts of the validation pairs, in their order."""
         return [] if self.validation is None else list(dict.fromkeys(self.validation.prompts()))

@@ -1,10 +1,7 @@
-"""The forward noising process. Shape suffixes: K candidates of a prompt, best first; B prompts; C H W."""
-
-from torch import Tensor
+"""The forward noising process. Shape suffix: B prompts."""
 
 from alignkit import Batch, Denoiser, Encoded, Key, Noised, Sampler
-from alignkit.functional import add_noise, to_v
-from alignkit.noise import integers, normal
+from alignkit.noise import integers, noised
 
 
 class SharedNoise(Sampler):
@@ -36,23 +33,7 @@ class SharedNoise(Sampler):
             raise ValueError(
                 f"SharedNoise: max_step must be at most {last}, the schedule's last step, got {highest}"
             )
-        latent_KBCHW = encoded.latent_KBCHW
         t_B = self.min_step + integers(key, "step", highest - self.min_step + 1)
-        noise_BCHW = normal(key, "noise", tuple(latent_KBCHW.shape[2:]))
-        t_KB = t_B.expand(len(latent_KBCHW), -1)
-        noise_KBCHW = noise_BCHW.expand_as(latent_KBCHW)
-        alpha_KB, sigma_KB = schedule.levels(t_KB)
-        x_KBCHW = add_noise(latent_KBCHW, noise_KBCHW, alpha_KB=alpha_KB, sigma_KB=sigma_KB)
-        target_KBCHW = _target(policy.prediction_type, latent_KBCHW, noise_KBCHW, alpha_KB, sigma_KB)
-        return Noised(x_KBCHW, t_KB, target_KBCHW)
-
-
-def _target(
-    prediction_type: str, latent_KBCHW: Tensor, noise_KBCHW: Tensor, alpha_KB: Tensor, sigma_KB: Tensor
-) -> Tensor:
-    """What a perfect network of a checkpoint's own prediction type answers."""
-    if prediction_type == "epsilon":
-        return noise_KBCHW
-    if prediction_type == "v_prediction":
-        return to_v(latent_KBCHW, noise_KBCHW, alpha_KB=alpha_KB, sigma_KB=sigma_KB)
-    raise ValueError(f"prediction_type must be 'epsilon' or 'v_prediction', got {prediction_type!r}")
+        return noised(
+            encoded.latent_KBCHW, t_B, schedule=schedule, prediction_type=policy.prediction_type, key=key
+        )
