@@ -1,5 +1,6 @@
 """Builds single parts of a config, for commands that train nothing."""
 
+import argparse
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from alignkit import components, mistakes
 from alignkit.catalog import Catalog
 from alignkit.configfiles import find_config
 from alignkit.data import AlignData
+from alignkit.mistakes import Given, UsageError
 from alignkit.naming import expand_config
 
 PARTS: Mapping[str, type] = {
@@ -31,19 +33,30 @@ def read(catalog: Catalog, name: str) -> dict[str, Any]:
     return expand_config(catalog, mistakes.read_config(find_config(name), name))
 
 
-def build(config: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
+def build(config: dict[str, Any], parts: Collection[str], *, name: str = "the config") -> dict[str, Any]:
     """Builds the named parts that a config has; see ``PARTS``.
 
+    Args:
+        config: as ``read`` gives it, or as a run left it.
+        parts: what is built.
+        name: what messages call the config.
+
     Raises:
+        UsageError: a part cannot be what the config says.
         ValueError: a part refuses its settings.
     """
     parser, wanted = ArgumentParser(exit_on_error=False), {}
-    for name in parts:
-        if config.get(name) is None:
+    for part in parts:
+        if config.get(part) is None:
             continue
-        if name == "data":
-            parser.add_class_arguments(AlignData, name)
+        if part == "data":
+            parser.add_class_arguments(AlignData, part)
         else:
-            parser.add_subclass_arguments(PARTS[name], name, required=True)
-        wanted[name] = config[name]
-    return dict(vars(parser.instantiate_classes(parser.parse_object(wanted))))
+            parser.add_subclass_arguments(PARTS[part], part, required=True)
+        wanted[part] = config[part]
+    try:
+        parsed = parser.parse_object(wanted)
+    except argparse.ArgumentError as error:
+        told = mistakes.explained(str(error), "fit", Given([], {name: config}), (), {})
+        raise UsageError(told) from error
+    return dict(vars(parser.instantiate_classes(parsed)))

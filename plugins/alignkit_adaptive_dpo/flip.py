@@ -7,7 +7,7 @@ from pathlib import Path
 from alignkit.building import build, read
 from alignkit.catalog import Catalog
 from alignkit.generate import Parser, refusals
-from alignkit.mistakes import Given, UsageError, explained
+from alignkit.mistakes import UsageError
 from alignkit_adaptive_dpo.source import choose_flips, write_flips
 
 
@@ -25,13 +25,9 @@ def main(catalog: Catalog, arguments: list[str]) -> int:
     described = (config.get("data") or {}).get(options.pairs)
     if not described:
         raise UsageError(f"{options.config}: has no data.{options.pairs} to flip labels of")
-    try:
-        with refusals():
-            source = build({"data": {"train": described}}, ("data",))["data"].train
-            flips = choose_flips(source, described, rate=options.rate, seed=options.seed)
-    except argparse.ArgumentError as error:  # the config's own mistake, in the parser's words
-        given = Given([], {options.config: config})
-        raise UsageError(explained(str(error), "flip", given, (), {})) from error
+    with refusals():
+        source = build({"data": {"train": described}}, ("data",), name=options.config)["data"].train
+        flips = choose_flips(source, described, rate=options.rate, seed=options.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_flips(out, flips)
     print(
