@@ -162,13 +162,13 @@ class SampleGrid(pl.Callback):
                 self._base = self._drawn(pl_module, base, prompts, None)
         rows = {"base": self._base}
         with evaluating(policy):
-            for name, tokens_LD in audiences(pl_module, "policy").items():
-                rows[name] = self._drawn(pl_module, policy, prompts, tokens_LD)
+            for name, tokens_ULD in audiences(pl_module, "policy").items():
+                rows[name] = self._drawn(pl_module, policy, prompts, tokens_ULD)
         sheet = contact_sheet([to_pictures(row) for row in rows.values()], list(rows), prompts)
         logger.experiment.add_image("samples", np.asarray(sheet), trainer.global_step, dataformats="HWC")
 
     def _drawn(
-        self, module: AlignModule, network: torch.nn.Module, prompts: list[str], tokens_LD: Tensor | None
+        self, module: AlignModule, network: torch.nn.Module, prompts: list[str], tokens_ULD: Tensor | None
     ) -> Tensor:
         return draw(
             module.backbone,
@@ -178,7 +178,7 @@ class SampleGrid(pl.Callback):
             seed=self.seed,
             num_steps=self.num_steps,
             guidance=self.guidance,
-            tokens_LD=tokens_LD,
+            tokens_ULD=tokens_ULD,
             label="",
         )[:, 0]
 

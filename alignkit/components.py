@@ -128,7 +128,10 @@ class Conditioner(Component):
 
     @abstractmethod
     def audiences(self) -> Mapping[str, Tensor]:
-        """Tokens, (L, D), of those for whom held-out images are drawn and judged, by name."""
+        """Tokens, (U, L, D), of those for whom held-out images are drawn and judged, by audience.
+
+        Prompt number p is drawn for person p modulo U of an audience.
+        """
 
     @abstractmethod
     def add_options(self, parser: argparse._ArgumentGroup) -> None:

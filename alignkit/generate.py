@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from alignkit.building import build
 from alignkit.components import Backbone, Conditioner
@@ -98,11 +98,12 @@ def _generate(arguments: list[str]) -> None:
     backbone = run.backbone
     base = backbone.build_policy().eval()
     try:
-        aligned, tokens_LD = _aligned(run, options)
+        aligned = _aligned(run)
     except ValueError as error:
         raise ValueError(
             f"--run {options.run}: no trained network to load; did its training come to its end?\n{error}"
         ) from error
+    tokens_LD = None if run.conditioner is None else run.conditioner.chosen(options)
     drawn = {"base": (base.to(options.device), None), "aligned": (aligned.to(options.device), tokens_LD)}
     num_steps = options.num_steps or run.evaluation["num_steps"]
     guidance = run.evaluation["guidance"] if options.guidance is None else options.guidance
@@ -118,7 +119,7 @@ def _generate(arguments: list[str]) -> None:
             seed=options.seed,
             num_steps=num_steps,
             guidance=guidance,
-            tokens_LD=told,
+            tokens_ULD=None if told is None else told[None],
             label=label,
         )
         pictures = to_pictures(image_PMCHW.flatten(0, 1))
@@ -131,14 +132,14 @@ def _generate(arguments: list[str]) -> None:
     print(f"{2 * len(rows[0])} pictures and {SHEET} are in {out}")
 
 
-def _aligned(run: Run, options: argparse.Namespace) -> tuple[nn.Module, Tensor | None]:
-    """The trained network, and what it is told."""
+def _aligned(run: Run) -> nn.Module:
+    """The trained network."""
     if run.conditioner is None:
-        return run.backbone.load(run.folder), None
+        return run.backbone.load(run.folder)
     network = run.backbone.build_policy()
     run.conditioner.attach(network)
     run.conditioner.load(network, run.folder)
-    return network.eval(), run.conditioner.chosen(options)
+    return network.eval()
 
 
 def opened(folder: Path) -> Run:

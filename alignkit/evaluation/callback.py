@@ -135,7 +135,7 @@ class Evaluation(pl.Callback):
         with module.base_network() as network:
             base = draw(module.backbone, network, prompts, **options, label="base")  # type: ignore[arg-type]
         aligned = {
-            name: draw(module.backbone, module.policy, prompts, **options, tokens_LD=told, label=name)  # type: ignore[arg-type]
+            name: draw(module.backbone, module.policy, prompts, **options, tokens_ULD=told, label=name)  # type: ignore[arg-type]
             for name, told in audiences(module, ALIGNED).items()
         }
         columns = min(self.sheet_prompts, len(prompts))

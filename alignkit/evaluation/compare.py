@@ -1,6 +1,6 @@
 """Base against aligned, paired by prompt and seed.
 
-Shape suffixes: P prompts; M images of a prompt; N = P*M; C H W.
+Shape suffixes: P prompts; M images of a prompt; N = P*M; C H W; U people, L tokens, D width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,14 +35,21 @@ def draw(
     seed: int,
     num_steps: int,
     guidance: float,
-    tokens_LD: Tensor | None = None,
+    tokens_ULD: Tensor | None = None,
     batch_size: int = 32,
     label: str = "generating",
 ) -> Tensor:
-    """Generates images in [0, 1] of every prompt, (P, M, C, H, W); each image has a seed of its own."""
+    """Generates images in [0, 1] of every prompt, (P, M, C, H, W); each image has a seed of its own.
+
+    With a conditioner's tokens, prompt number p is drawn for person p modulo U.
+    """
     asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     seeds = [seed * 1_000_003 + i for i in range(len(asked))]
     quiet = getattr(rank_zero_only, "rank", 0) != 0 or not label
+    tokens_NLD = None
+    if tokens_ULD is not None:
+        person_N = torch.arange(len(prompts)).repeat_interleave(images_per_prompt) % len(tokens_ULD)
+        tokens_NLD = tokens_ULD[person_N.to(tokens_ULD.device)]
     parts = []
     for start in track(range(0, len(asked), batch_size), label, disable=quiet, transient=True):
         part = asked[start : start + batch_size]
@@ -52,7 +59,7 @@ def draw(
             seeds=seeds[start : start + batch_size],
             num_steps=num_steps,
             guidance=guidance,
-            tokens_NLD=None if tokens_LD is None else tokens_LD.expand(len(part), -1, -1),
+            tokens_NLD=None if tokens_NLD is None else tokens_NLD[start : start + batch_size],
         )
         parts.append(backbone.decode(latent_NCHW).cpu())
     image_NCHW = torch.cat(parts)

@@ -19,7 +19,11 @@ def alignkit_papers() -> Iterable[Paper]:
             year=2023,
             url="https://arxiv.org/abs/2311.12908",
             components=("DiffusionDPO",),
-            configs=("diffusion_dpo.yaml", "diffusion_dpo/sd15_pickapic.yaml", "diffusion_dpo/sdxl_pickapic.yaml"),
+            configs=(
+                "diffusion_dpo.yaml",
+                "diffusion_dpo/sd15_pickapic.yaml",
+                "diffusion_dpo/sdxl_pickapic.yaml",
+            ),
             deviations=(
                 "Squared errors are means over C, H, W and beta / 2 multiplies their difference, as in the "
                 "authors' code; the paper's equation 14 has a squared norm and beta * T * omega.",

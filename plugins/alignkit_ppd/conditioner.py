@@ -37,7 +37,8 @@ class UserTokens(Conditioner):
 
     Args:
         encoder: what embeds a person by pairs.
-        audiences: for whom held-out images are drawn and judged: users by the name of their audience.
+        audiences: for whom held-out images are drawn and judged: lists of users by the name of their
+            audience. Each is known by the first of its sets, and prompts go round among them.
         support: where people's pairs come from, by a class and its arguments; the training pairs without it.
             Must hold all training pairs. Held-out users need some of their own here, on other prompts than
             those that are evaluated.
@@ -56,7 +57,7 @@ class UserTokens(Conditioner):
     def __init__(
         self,
         encoder: UserEncoder,
-        audiences: dict[str, str] | None = None,
+        audiences: dict[str, list[str]] | None = None,
         support: Callable[[], PairSource] | None = None,
         num_pairs: int = 4,
         max_sets: int = 20,
@@ -68,6 +69,8 @@ class UserTokens(Conditioner):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if empty := [name for name, people in (audiences or {}).items() if not people]:
+            raise ValueError(f"UserTokens: audiences: {empty[0]!r} has no user")
         for name, value in (("num_pairs", num_pairs), ("max_sets", max_sets), ("width", width)):
             if value is not None and value < 1:
                 raise ValueError(f"UserTokens: {name} must be at least 1, got {value}")
@@ -155,7 +158,7 @@ class UserTokens(Conditioner):
         ):
             if wanted != found:
                 raise ValueError(f"UserTokens: {name} is {wanted}, but the embeddings were made with {found}")
-        for user in self._audiences.values():
+        for user in (user for people in self._audiences.values() for user in people):
             users.of(user)
         self._users = users
 
@@ -179,7 +182,9 @@ class UserTokens(Conditioner):
         return torch.stack(told)
 
     def audiences(self) -> Mapping[str, Tensor]:
-        return {name: self._of(user) for name, user in self._audiences.items()}
+        return {
+            name: torch.stack([self._of(user) for user in people]) for name, people in self._audiences.items()
+        }
 
     def add_options(self, parser: argparse._ArgumentGroup) -> None:
         one = parser.add_mutually_exclusive_group()

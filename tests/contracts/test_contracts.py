@@ -36,6 +36,6 @@ ARGUMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "UserTokens": lambda folder: {
         "encoder": Counting(),
         "support": ToyPairs,
-        "audiences": {"one": "user0", "other": "user1"},
+        "audiences": {"one": ["user0"], "other": ["user1", "user0"]},
     },
 }

@@ -38,7 +38,7 @@ conditioner:
   name: UserTokens
   encoder: {{class_path: tests.plugins.ppd.people.Counting}}
   support: {{class_path: tests.integration.test_conditioner.JudgedPairs}}
-  audiences: {{bright: u0, dark: u1}}
+  audiences: {{bright: [u0], dark: [u1]}}
 sampler: SharedNoise
 backbone:
   name: StableDiffusion
@@ -173,7 +173,7 @@ def test_mistakes_are_told_in_a_few_words(alignkit: Run, config: str) -> None:
         assert "Traceback" not in err
     for options, told in (
         (("--backbone.lora.rank", "2"), "UserTokens: the network has adapters"),
-        (("--conditioner.audiences", "{lost: u9}"), "UserTokens: no pairs of user 'u9' were read"),
+        (("--conditioner.audiences", "{lost: [u9]}"), "UserTokens: no pairs of user 'u9' were read"),
         (("--conditioner.num_pairs", "40"), "UserTokens: none of 4 users has 40 decided pairs, in 60 pairs"),
         (("--conditioner.dropout", "2"), "UserTokens: dropout must be from 0 to 1, got 2.0"),
         (("--data.train", "tests.integration.conftest.NoisyPairs"), "is not among the support pairs"),

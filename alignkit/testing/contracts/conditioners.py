@@ -107,10 +107,10 @@ def test_conditioner_has_audiences_and_options(conditioner: Conditioner, conditi
     width = conditioner(batch, key=key_of(batch)).shape[2]
     found = conditioner.audiences()
     assert found
-    for name, tokens_LD in found.items():
+    for name, tokens_ULD in found.items():
         assert name
-        assert tokens_LD.ndim == 2
-        assert tokens_LD.shape[1] == width
+        assert tokens_ULD.ndim == 3
+        assert tokens_ULD.shape[2] == width
     parser = argparse.ArgumentParser()
     group = parser.add_argument_group("for whom")
     conditioner.add_options(group)

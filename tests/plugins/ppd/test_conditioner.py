@@ -113,21 +113,23 @@ def test_a_single_layer_is_a_single_token(layer: int):
 
 
 def test_audiences_are_people_by_their_first_four_pairs():
-    conditioner = people(audiences={"first": "bob", "second": "ann"})
-    expected = {name: tokens_of(conditioner, conditioner.users.of(user)[0]) for name, user in
-                (("first", "bob"), ("second", "ann"))}  # fmt: skip
-    assert list(conditioner.audiences()) == list(expected)
-    for name, tokens_LD in conditioner.audiences().items():
-        assert torch.equal(tokens_LD, expected[name])
+    conditioner = people(audiences={"both": ["bob", "ann"], "one": ["ann"]})
+    bob_LD, ann_LD = (tokens_of(conditioner, conditioner.users.of(user)[0]) for user in ("bob", "ann"))
+    found = conditioner.audiences()
+    assert list(found) == ["both", "one"]
+    assert torch.equal(found["both"], torch.stack([bob_LD, ann_LD]))
+    assert torch.equal(found["one"], ann_LD[None])
 
 
 def test_audience_without_pairs_is_named():
     with pytest.raises(
         ValueError, match=r"^UserTokens: no pairs of user 'dan' were read; known are ann, bob$"
     ):
-        people(audiences={"strangers": "dan"})
+        people(audiences={"strangers": ["ann", "dan"]})
     with pytest.raises(ValueError, match=r"^UserTokens: user 'cy' has fewer than 4 decided pairs"):
-        people(audiences={"quiet": "cy"})
+        people(audiences={"quiet": ["cy"]})
+    with pytest.raises(ValueError, match=r"^UserTokens: audiences: 'nobody' has no user$"):
+        people(audiences={"nobody": []})
 
 
 def options_of(conditioner: UserTokens, *arguments: str) -> argparse.Namespace:
@@ -142,8 +144,8 @@ def chosen(conditioner: UserTokens, *arguments: str) -> Tensor:
 
 
 def test_chosen_user_is_the_audience_of_that_name_and_none_is_nobody():
-    conditioner = people(audiences={"anns": "ann"})
-    assert torch.equal(chosen(conditioner, "--user", "ann"), conditioner.audiences()["anns"])
+    conditioner = people(audiences={"anns": ["ann"]})
+    assert torch.equal(chosen(conditioner, "--user", "ann"), conditioner.audiences()["anns"][0])
     assert torch.equal(chosen(conditioner), torch.zeros(ROWS, WIDTH))
 
 
