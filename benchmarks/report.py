@@ -12,8 +12,6 @@ from pathlib import Path
 
 def header(title: str, *remarks: str) -> list[str]:
     """Title, command, date, commit, hardware and versions, as lines of Markdown."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "lightning"))
     threads = os.environ.get("OMP_NUM_THREADS", "as many as torch chooses")
     return [
@@ -21,11 +19,17 @@ def header(title: str, *remarks: str) -> list[str]:
         "",
         f"`python {' '.join(sys.argv)}`",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}, {processor()}, threads: {threads}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {processor()}, threads: {threads}, "
         f"Python {platform.python_version()}, {versions}.",
         *remarks,
         "",
     ]
+
+
+def commit() -> str:
+    """The commit that is checked out, in short."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip()
 
 
 def processor() -> str:

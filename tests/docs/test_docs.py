@@ -3,6 +3,8 @@
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,3 +77,13 @@ def test_table_of_papers_in_the_readme_is_the_commands() -> None:
 def is_ours(target: str) -> bool:
     """Whether this repository has the plugin: others may be installed beside it."""
     return target.partition(".")[0] in {plugin.name for plugin in PLUGINS}
+
+
+def test_table_of_methods_in_the_readme_is_the_benchmarks() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- methods -->\n(.*?)<!-- /methods -->", text, re.DOTALL)
+    assert shown, "README.md has no place for the table: <!-- methods --> and <!-- /methods -->"
+    newest = max((ROOT / "benchmarks" / "results").glob("methods_*.md"))
+    command = [sys.executable, "benchmarks/methods.py", "--condense", str(newest)]
+    table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown[1] == table, f"put in what `python {' '.join(command[1:])}` prints"

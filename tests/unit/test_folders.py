@@ -26,7 +26,7 @@ def test_hub_id_is_left_as_it_is_unless_there_is_such_a_folder(
     monkeypatch.chdir(tmp_path)
     assert located_folder("owner/name-1.5", **WORDS) == "owner/name-1.5"
     Path("owner/name-1.5").mkdir(parents=True)
-    with pytest.raises(ValueError, match="^Reader: path 'owner/name-1.5' is no model folder"):
+    with pytest.raises(ValueError, match=r"^Reader: path 'owner/name-1.5' is no model folder"):
         located_folder("owner/name-1.5", **WORDS)
 
 
