@@ -101,12 +101,12 @@ def straight(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def run_apart(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in processes of its own."""
+def run_apart(folder: Path, *options: str, threads: int) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in processes of its own; sums depend in their last bits on the threads."""
     environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
     root = Path(__file__).parents[2]
     paths = [str(root), str(root / "plugins"), environment.get("PYTHONPATH", "")]
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
         [sys.executable, "-m", "alignkit.cli", "fit", *options],
         cwd=folder,
@@ -307,7 +307,8 @@ def test_killed_and_resumed_is_bit_equal(
     alignkit: Run, config: str, straight: Path, tmp_path: Path, killed: dict[str, object], checkpoint: str
 ) -> None:
     """SIGKILL while a file is written, the opponent's or losers', and between two steps of a round."""
-    done = run_apart(tmp_path, "--config", config, "--run", "killed", *own("Killed", **killed))
+    options = ("--config", config, "--run", "killed", *own("Killed", **killed))
+    done = run_apart(tmp_path, *options, threads=torch.get_num_threads())
     assert done.returncode == -signal.SIGKILL, done.stderr
     run = tmp_path / "killed"
     assert len(list(run.glob("rounds/*/.*.partial"))) == ("file" in killed)
@@ -327,7 +328,7 @@ def test_two_processes_generate_and_train_as_one(config: str, tmp_path: Path) ->
     steady = "--optimizer.eps=1e-4"
     ddp = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
     for run, options in (("one", ()), ("two", ddp)):
-        done = run_apart(tmp_path, f"--config={config}", f"--run={run}", steady, *options)
+        done = run_apart(tmp_path, f"--config={config}", f"--run={run}", steady, *options, threads=1)
         assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "one", tmp_path / "two", 1e-6)
 
