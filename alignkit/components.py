@@ -400,3 +400,11 @@ class Reward(nn.Module, ABC):
     @abstractmethod
     def forward(self, image_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores images in [0, 1] that were made for the prompts; (N,), higher is better."""
+
+
+class Features(nn.Module, ABC):
+    """What a network sees in images: embeddings whose distances say how different images look."""
+
+    @abstractmethod
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Embeds images in [0, 1] of any size, (N, D), each of length 1."""

@@ -90,8 +90,8 @@ def alignkit_rewards() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
-def alignkit_metrics() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Figures over a set of images of one prompt: subclasses of ``torchmetrics.Metric``."""
+def alignkit_features() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Embeddings of images, by whose distances diversity is measured: subclasses of ``alignkit.Features``."""
 
 
 @hookspec
@@ -112,7 +112,7 @@ KINDS = {
     "backbone": "alignkit_backbones",
     "source": "alignkit_sources",
     "reward": "alignkit_rewards",
-    "metric": "alignkit_metrics",
+    "features": "alignkit_features",
 }
 
 # alignkit's own commands, whose names no plugin may take

@@ -25,7 +25,7 @@ PLACES = {
     "data.train": "source",
     "data.validation": "source",
     "evaluation.rewards": "reward",
-    "evaluation.metrics": "metric",
+    "evaluation.features": "features",
     "optimizer": "optimizer",
 }
 OPTIMIZERS = sorted(

@@ -85,7 +85,7 @@ def row(
 ) -> str:
     """One line of the table."""
     utility, fidelity = scores[UTILITIES[group]], scores["EmojiFidelity"]
-    recognition, diversity = scores["EmojiRecognition"], scores.get("EmojiDiversity")
+    recognition, diversity = scores["EmojiRecognition"], scores.get("diversity")
     accuracy = summary["held_out"].get("rewards/accuracies")
     cells = [
         f"`{config}`",

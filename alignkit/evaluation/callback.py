@@ -11,11 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torchmetrics import Metric
 
-from alignkit.components import Reward
+from alignkit.components import Features, Reward
 from alignkit.data import AlignData
-from alignkit.evaluation.compare import audiences, compare, draw, judge, table
+from alignkit.evaluation.compare import audiences, compare, draw, score, table
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.module import AlignModule
 
@@ -32,7 +31,7 @@ class Evaluation(pl.Callback):
 
     Args:
         rewards: judges of single images.
-        metrics: figures over all images of one prompt, such as diversity.
+        features: what sees how different images look: diversity, and displacement from the base.
         max_prompts: how many held-out prompts are used, evenly spread; 0 generates and scores nothing.
         images_per_prompt: images of each prompt; the same seeds for both models.
         num_steps: DDIM steps per image.
@@ -44,7 +43,7 @@ class Evaluation(pl.Callback):
     def __init__(
         self,
         rewards: list[Reward] | None = None,
-        metrics: list[Metric] | None = None,
+        features: Features | None = None,
         max_prompts: int = 64,
         images_per_prompt: int = 4,
         num_steps: int = 20,
@@ -61,7 +60,7 @@ class Evaluation(pl.Callback):
         ):
             if value < least:
                 raise ValueError(f"Evaluation: {name} must be at least {least}, got {value}")
-        self.rewards, self.metrics = rewards or [], metrics or []
+        self.rewards, self.features = rewards or [], features
         self.max_prompts, self.images_per_prompt, self.sheet_prompts = (
             max_prompts,
             images_per_prompt,
@@ -147,9 +146,9 @@ class Evaluation(pl.Callback):
             [prompts[i] for i in shown.tolist()],
         )
         sheet.save(folder / SHEET)
-        base_scores = judge(base, prompts, rewards=self.rewards, metrics=self.metrics)
+        base_scores = score(base, prompts, rewards=self.rewards, features=self.features)
         scores = {
-            name: judge(image, prompts, rewards=self.rewards, metrics=self.metrics)
+            name: score(image, prompts, rewards=self.rewards, features=self.features)
             for name, image in aligned.items()
         }
         reports = {name: compare(base_scores, scored) for name, scored in scores.items()}

@@ -1,24 +1,23 @@
 """Base against aligned, paired by prompt and seed.
 
-Shape suffixes: P prompts; M images of a prompt; N = P*M; C H W; U people, L tokens, D width.
+Shape suffixes: P prompts; M = S images of a prompt, a seed each; N = P*M; C H W; U people, L tokens, D width.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
-from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from alignkit.components import Backbone, Reward
+from alignkit.components import Backbone, Features, Reward
 from alignkit.evaluation.bootstrap import Interval, bootstrap
+from alignkit.evaluation.results import Scores
+from alignkit.evaluation.spread import displacement, diversity
 from alignkit.module import AlignModule
 
-Scores = Mapping[str, NDArray[np.float64]]
 # how many pictures are denoised at once, and how many of them decoded: an autoencoder takes far more memory
 DRAWN, DECODED = 32, 2
 
@@ -69,34 +68,38 @@ def draw(
 
 
 @torch.no_grad()
-def judge(
-    image_PMCHW: Tensor, prompts: Sequence[str], *, rewards: Sequence[Reward], metrics: Sequence[Metric]
+def score(
+    image_PMCHW: Tensor, prompts: Sequence[str], *, rewards: Sequence[Reward], features: Features | None
 ) -> Scores:
-    """One figure per prompt and judge, under the judge's class name."""
+    """Asks all judges about one model's pictures; rewards answer under their class names."""
+    image_NCHW = image_PMCHW.flatten(0, 1)
     repeated = [prompt for prompt in prompts for _ in range(image_PMCHW.shape[1])]
-    scores: dict[str, NDArray[np.float64]] = {}
-    for reward in rewards:
-        reward_N = reward(image_PMCHW.flatten(0, 1), repeated)
-        scores[type(reward).__name__] = reward_N.view(image_PMCHW.shape[:2]).mean(1).double().numpy()
-    for metric in metrics:
-        values = []
-        for prompt, image_MCHW in zip(prompts, image_PMCHW, strict=True):
-            metric.reset()
-            metric.update(image_MCHW, [prompt] * len(image_MCHW))
-            values.append(float(metric.compute()))
-        scores[type(metric).__name__] = np.array(values)
-    return scores
+    reward_PS = {
+        type(reward).__name__: reward(image_NCHW, repeated).view(image_PMCHW.shape[:2]).double().numpy()
+        for reward in rewards
+    }
+    if features is None:
+        return Scores(reward_PS)
+    feature_ND = F.normalize(features(image_NCHW).double(), dim=1)
+    return Scores(reward_PS, feature_ND.view(*image_PMCHW.shape[:2], -1).numpy())
 
 
 def compare(base: Scores, aligned: Scores) -> dict[str, dict[str, Any]]:
     """For every judge: both means, their paired difference, and the aligned model's share of wins.
 
     A win is counted by prompt. A judge that is positive throughout, such as a similarity, also gets
-    the ratio of the means.
+    the ratio of the means. Embeddings give diversity, and displacement from the base.
     """
+    pairs = {
+        name: (base_PS.mean(1), aligned.reward_PS[name].mean(1)) for name, base_PS in base.reward_PS.items()
+    }
+    moved_P = None
+    if base.feature_PSD is not None and aligned.feature_PSD is not None:
+        moved_P = displacement(aligned.feature_PSD, base.feature_PSD)
+        if base.feature_PSD.shape[1] > 1:
+            pairs["diversity"] = diversity(base.feature_PSD), diversity(aligned.feature_PSD)
     report: dict[str, dict[str, Any]] = {}
-    for name, base_P in base.items():
-        aligned_P = aligned[name]
+    for name, (base_P, aligned_P) in pairs.items():
         won_P = (aligned_P > base_P) + 0.5 * (aligned_P == base_P)
         report[name] = {
             "base": bootstrap(base_P)._asdict(),
@@ -106,6 +109,8 @@ def compare(base: Scores, aligned: Scores) -> dict[str, dict[str, Any]]:
         }
         if min(base_P.min(), aligned_P.min()) > 0:
             report[name]["ratio"] = float(aligned_P.mean() / base_P.mean())
+    if moved_P is not None:
+        report["displacement"] = {"aligned": bootstrap(moved_P)._asdict()}
     return report
 
 
@@ -113,10 +118,12 @@ def table(report: Mapping[str, Mapping[str, Any]]) -> str:
     """The comparison as lines of text."""
     lines = [f"{'':20}{'base':>24}{'aligned':>24}{'difference':>24}{'wins':>7}"]
     for name, figures in report.items():
-        cells = [_cell(Interval(**figures[part])) for part in ("base", "aligned", "difference")]
-        lines.append(
-            f"{name:20}" + "".join(f"{cell:>24}" for cell in cells) + f"{figures['win_rate']['mean']:>7.0%}"
-        )
+        cells = [
+            _cell(Interval(**figures[part])) if part in figures else ""
+            for part in ("base", "aligned", "difference")
+        ]
+        wins = f"{figures['win_rate']['mean']:.0%}" if "win_rate" in figures else ""
+        lines.append((f"{name:20}" + "".join(f"{cell:>24}" for cell in cells) + f"{wins:>7}").rstrip())
     return "\n".join(lines)
 
 

@@ -23,6 +23,6 @@ def alignkit_rewards() -> Mapping[str, str]:
 
 
 @hookimpl
-def alignkit_metrics() -> Mapping[str, str]:
-    """Spread in the shipped judge's eyes."""
-    return {"EmojiDiversity": "alignkit_emoji.metric:EmojiDiversity"}
+def alignkit_features() -> Mapping[str, str]:
+    """What the shipped judge sees."""
+    return {"EmojiFeatures": "alignkit_emoji.features:EmojiFeatures"}

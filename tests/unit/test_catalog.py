@@ -77,7 +77,7 @@ def test_every_kind_has_a_hook(offer):
         "backbone": "alignkit_backbones",
         "source": "alignkit_sources",
         "reward": "alignkit_rewards",
-        "metric": "alignkit_metrics",
+        "features": "alignkit_features",
     }
     found = [
         offer(f"{kind}-align", kind, plugin({"Thing": "somewhere:Thing"}, hook))[0]

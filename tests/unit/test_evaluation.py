@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchmetrics import MeanMetric
 
-from alignkit import Reward
+from alignkit import Features, Reward
 from alignkit.evaluation.bootstrap import bootstrap
-from alignkit.evaluation.compare import compare, judge, table
+from alignkit.evaluation.compare import compare, score, table
+from alignkit.evaluation.results import Scores
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
+from alignkit.evaluation.spread import diversity
 
 
 class Brightness(Reward):
@@ -42,34 +43,57 @@ def test_no_prompt_has_no_interval() -> None:
         bootstrap(np.array([]))
 
 
+def judged(*value_P: float) -> Scores:
+    """One judge's scores of one picture of each prompt."""
+    return Scores({"Judge": np.array(value_P)[:, None]})
+
+
 def test_difference_is_paired_by_prompt() -> None:
     """Every prompt gains exactly 1: the difference has no spread, however different the prompts are."""
-    base = {"Judge": np.array([-5.0, 0.0, 7.0])}
-    report = compare(base, {"Judge": base["Judge"] + 1})["Judge"]
+    report = compare(judged(-5.0, 0.0, 7.0), judged(-4.0, 1.0, 8.0))["Judge"]
     assert report["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert report["win_rate"]["mean"] == 1.0
     assert "ratio" not in report
 
 
 def test_ties_count_half_and_positive_judges_have_a_ratio() -> None:
-    report = compare({"Judge": np.array([1.0, 3.0])}, {"Judge": np.array([1.0, 5.0])})["Judge"]
+    report = compare(judged(1.0, 3.0), judged(1.0, 5.0))["Judge"]
     assert report["win_rate"]["mean"] == 0.75
     assert report["ratio"] == pytest.approx(1.5)
     assert "Judge" in table({"Judge": report})
 
 
-def test_judges_see_each_prompts_images() -> None:
-    """Rewards average over a prompt's images; metrics are reset between prompts."""
+class Angle(Features):
+    """A point of the unit circle, as far round as the image is bright."""
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        angle_N = image_NCHW.mean((1, 2, 3))
+        return torch.stack([angle_N.cos(), angle_N.sin()], 1)
+
+
+def test_judges_see_every_image_with_its_prompt() -> None:
     image_PMCHW = torch.tensor([0.0, 1.0, 0.5, 0.5]).view(2, 2, 1, 1, 1).expand(2, 2, 3, 4, 4)
+    scores = score(image_PMCHW, ["a", "b"], rewards=[Brightness()], features=Angle())
+    np.testing.assert_allclose(scores.reward_PS["Brightness"], [[0.0, 1.0], [0.5, 0.5]])
+    np.testing.assert_allclose(scores.feature_PSD[0], [[1, 0], [np.cos(1), np.sin(1)]], atol=1e-7)
 
-    class Spread(MeanMetric):
-        def update(self, image_NCHW: Tensor, prompts: Sequence[str]) -> None:  # type: ignore[override]
-            assert len(set(prompts)) == 1
-            super().update(image_NCHW.mean((1, 2, 3)).std())
 
-    scores = judge(image_PMCHW, ["a", "b"], rewards=[Brightness()], metrics=[Spread()])
-    np.testing.assert_allclose(scores["Brightness"], [0.5, 0.5])
-    np.testing.assert_allclose(scores["Spread"], [0.5**0.5, 0.0], atol=1e-7)
+def test_embeddings_tell_of_diversity_and_displacement() -> None:
+    """Angles between images: 1 for the base, 0.5 for the aligned, each of which moved by 0.25."""
+    base = score(torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1), ["a"], rewards=[], features=Angle())
+    aligned = score(torch.tensor([0.25, 0.75]).view(1, 2, 1, 1, 1), ["a"], rewards=[], features=Angle())
+    report = compare(base, aligned)
+    assert report["diversity"]["base"]["mean"] == pytest.approx(1 - np.cos(1))
+    assert report["diversity"]["aligned"]["mean"] == pytest.approx(1 - np.cos(0.5))
+    assert report["displacement"]["aligned"]["mean"] == pytest.approx(1 - np.cos(0.25))
+    assert "displacement" in table(report)
+
+
+def test_one_image_of_a_prompt_has_no_diversity() -> None:
+    shown = score(torch.zeros(1, 1, 1, 1, 1), ["a"], rewards=[], features=Angle())
+    assert set(compare(shown, shown)) == {"displacement"}
+    with pytest.raises(ValueError, match="at least 2 images of a prompt, got 1"):
+        diversity(np.ones((3, 1, 1)))
 
 
 def test_sheet_shows_every_picture_enlarged_in_whole_pixels() -> None:

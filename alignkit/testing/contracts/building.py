@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from torchmetrics import Metric
 
 from alignkit import components
 from alignkit.catalog import Catalog, Component, discover
@@ -21,7 +20,7 @@ __all__ = [
     "component",
     "conditioned",
     "conditioner",
-    "metric",
+    "features",
     "objective",
     "plugin",
     "pytest_generate_tests",
@@ -39,7 +38,7 @@ BASES: Mapping[str, type] = {
     "backbone": components.Backbone,
     "source": components.PairSource,
     "reward": components.Reward,
-    "metric": Metric,
+    "features": components.Features,
 }
 
 
@@ -93,7 +92,7 @@ def _built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return build(request.param, request.module, tmp_path_factory.mktemp("component"))
 
 
-objective, weighting, sampler, conditioner, backbone, source, reward, metric = (
+objective, weighting, sampler, conditioner, backbone, source, reward, features = (
     pytest.fixture(scope="module", name=kind)(_built) for kind in BASES
 )
 

@@ -1,19 +1,15 @@
-"""What rewards and metrics promise. Shape suffixes: N images; C H W."""
+"""What rewards and features promise. Shape suffixes: N images; C H W."""
 
-import copy
-
-import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from torchmetrics import Metric
 
-from alignkit.components import Reward
+from alignkit.components import Features, Reward
 from alignkit.noise import uniform
 from alignkit.types import Key
 
 __all__ = [
-    "test_metric_gives_one_finite_figure_that_does_not_depend_on_order_or_batches",
+    "test_features_are_of_length_one_and_of_an_image_alone",
     "test_reward_gives_one_finite_score_per_image_whatever_stands_beside_it",
     "test_reward_sends_gradient_to_the_image_if_it_says_so",
 ]
@@ -58,17 +54,13 @@ def test_reward_sends_gradient_to_the_image_if_it_says_so(reward: Reward) -> Non
     assert (slope_NCHW != 0).any(dim=(1, 2, 3)).all()
 
 
-def test_metric_gives_one_finite_figure_that_does_not_depend_on_order_or_batches(metric: Metric) -> None:
-    """It is of a set of images of one prompt."""
-    assert metric.higher_is_better is not None
-    image_NCHW, prompts = pictures(), PROMPTS[:1] * COUNT
-    metric = copy.deepcopy(metric)
-    metric.reset()
-    metric.update(image_NCHW, prompts)
-    whole = metric.compute()
-    assert whole.shape == ()
-    assert whole.isfinite()
-    metric.reset()
-    for part in ([3], [1, 0], [2]):
-        metric.update(image_NCHW[part], prompts[: len(part)])
-    assert metric.compute().item() == pytest.approx(whole.item(), rel=1e-4, abs=1e-5)
+def test_features_are_of_length_one_and_of_an_image_alone(features: Features) -> None:
+    """Different images differ, whatever stands beside them."""
+    with torch.no_grad():
+        feature_ND = features(pictures())
+        assert feature_ND.shape[:-1] == (COUNT,)
+        assert_close(feature_ND.norm(dim=1), torch.ones(COUNT), rtol=1e-4, atol=1e-4)
+        distance_NN = torch.cdist(feature_ND, feature_ND)
+        assert (distance_NN[~torch.eye(COUNT, dtype=torch.bool)] > 1e-4).all()
+        assert_close(features(pictures().flip(0)), feature_ND.flip(0), rtol=1e-4, atol=1e-4)
+        assert_close(features(pictures()[1:2]), feature_ND[1:2], rtol=1e-4, atol=1e-4)

@@ -1,6 +1,4 @@
-"""Rewards and metric: what they say about real, wrong, spoilt and repeated pictures."""
-
-import re
+"""Rewards and features: what they say about real, wrong, spoilt and repeated pictures."""
 
 import pytest
 import torch
@@ -9,7 +7,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from alignkit.components import Reward
-from alignkit_emoji.metric import EmojiDiversity
+from alignkit.evaluation.spread import diversity
+from alignkit_emoji.features import EmojiFeatures
 from alignkit_emoji.pictures import load_concepts, load_pictures
 from alignkit_emoji.reward import EmojiFidelity, EmojiRecognition, MajorityTaste, MinorityTaste
 from alignkit_emoji.taste import MAJORITY, MINORITY
@@ -115,45 +114,13 @@ def test_a_step_along_the_gradient_raises_the_reward(reward_class, image_NCHW, p
     assert all(parameter.grad is None for parameter in reward.parameters())
 
 
-def test_diversity_of_identical_images_is_zero(image_NCHW):
-    metric = EmojiDiversity()
-    metric.update(image_NCHW[:1].expand(3, -1, -1, -1), ["apple"] * 3)
-    metric.update(image_NCHW[:1], ["apple"])
-    assert_close(metric.compute(), torch.tensor(0.0), atol=1e-6, rtol=0)
-
-
-def test_diversity_is_the_mean_over_all_pairs(image_NCHW, prompts, fidelity):
-    """The four drawings of one concept, in two updates."""
-    metric = EmojiDiversity()
-    metric.update(image_NCHW[:3], prompts[:3])
-    metric.update(image_NCHW[3:4], prompts[3:4])
+def test_features_are_the_judges_embeddings(image_NCHW, fidelity):
     with torch.no_grad():
-        embedding_ND = fidelity.judge.embed_images(image_NCHW[:4])
-    first, second = torch.combinations(torch.arange(4)).T
-    expected = 1 - (embedding_ND[first] * embedding_ND[second]).sum(1).mean()
-    assert expected > 0.01
-    assert_close(metric.compute(), expected)
-    metric.reset()
-    assert metric.count == 0
+        assert_close(EmojiFeatures()(image_NCHW[:4]), fidelity.judge.embed_images(image_NCHW[:4]))
 
 
-def test_drawings_of_four_concepts_are_more_diverse_than_four_of_one(image_NCHW, prompts):
-    same, different = EmojiDiversity(), EmojiDiversity()
-    same.update(image_NCHW[:4], ["x"] * 4)
-    different.update(image_NCHW[:800:200], ["x"] * 4)
-    assert different.compute() > same.compute()
-
-
-@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric EmojiDiversity was called before")
-@pytest.mark.parametrize("count", [0, 1])
-def test_diversity_needs_two_images(count, image_NCHW, prompts):
-    metric = EmojiDiversity()
-    if count:
-        metric.update(image_NCHW[:count], prompts[:count])
-    with pytest.raises(ValueError, match=f"EmojiDiversity: needs at least 2 images, got {count}"):
-        metric.compute()
-
-
-def test_diversity_refuses_images_of_several_prompts(image_NCHW):
-    with pytest.raises(ValueError, match=re.escape("must be of one prompt, got 'apple', 'pear'; reset")):
-        EmojiDiversity().update(image_NCHW[:2], ["pear", "apple"])
+def test_drawings_of_four_concepts_are_more_diverse_than_four_of_one(image_NCHW):
+    with torch.no_grad():
+        feature_PSD = EmojiFeatures()(torch.stack([image_NCHW[:4], image_NCHW[:800:200]]).flatten(0, 1))
+    same, different = diversity(feature_PSD.view(2, 4, -1).double().numpy())
+    assert 0.01 < same < different

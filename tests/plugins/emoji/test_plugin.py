@@ -26,7 +26,7 @@ def test_plugin_names_its_six_components():
         "MinorityTaste",
         "EmojiFidelity",
         "EmojiRecognition",
-        "EmojiDiversity",
+        "EmojiFeatures",
     ]
 
 
