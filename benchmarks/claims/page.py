@@ -46,12 +46,20 @@ would do to SDXL.
 
 def main() -> None:
     """Writes everything."""
-    found = {claim.letter: complete(claim) for claim in CLAIMS}
-    text = "\n".join(
-        [*head(), *overview(found), *(line for claim in CLAIMS for line in section(claim, found))]
-    )
-    write_text(HERE / "README.md", text + "\n")
+    for claim in CLAIMS:
+        runs = complete(claim)
+        if runs is not None:
+            plot(claim, runs, HERE / "plots" / f"{claim.letter}.png")
+            draw_grid(claim, runs)
+    write_text(HERE / "README.md", page())
     print(f"written to {HERE / 'README.md'}")
+
+
+def page() -> str:
+    """The text of README.md."""
+    found = {claim.letter: complete(claim) for claim in CLAIMS}
+    lines = [*head(), *overview(found), *(line for claim in CLAIMS for line in section(claim, found))]
+    return "\n".join(lines) + "\n"
 
 
 def complete(claim: Claim) -> Runs | None:
@@ -152,10 +160,18 @@ def of(runs: Runs, line: Line, measure: str) -> str:
 
 
 def pictures(claim: Claim, runs: Runs) -> Iterator[str]:
-    """A plot, and a grid of the first two arms beside the base."""
-    plot(claim, runs, HERE / "plots" / f"{claim.letter}.png")
+    """The plot, and the grid."""
+    shown = [line.label for line in claim.lines(runs)[:2]]
     yield f"![gains of all arms of claim {claim.letter}](plots/{claim.letter}.png)"
     yield ""
+    yield f"![base, {shown[0]}, {shown[1]}](grids/{claim.letter}.png)"
+    yield ""
+    yield "The same prompts and noise in each column; training seed 0."
+    yield ""
+
+
+def draw_grid(claim: Claim, runs: Runs) -> None:
+    """Pictures of the first two arms beside the base's."""
     prompts = prompts_of(0)
     labels = [prompts[i * len(prompts) // NUM_SHOWN] for i in range(NUM_SHOWN)]
     shown = [Line("base", BASE), *claim.lines(runs)[:2]]
@@ -166,10 +182,6 @@ def pictures(claim: Claim, runs: Runs) -> Iterator[str]:
     sheet = contact_sheet(rows, [line.label for line in shown], labels)
     with whole(HERE / "grids" / f"{claim.letter}.png") as partial:
         sheet.save(partial, "PNG")
-    yield f"![base, {shown[1].label}, {shown[2].label}](grids/{claim.letter}.png)"
-    yield ""
-    yield "The same prompts and noise in each column; training seed 0."
-    yield ""
 
 
 def tiles(path: Path) -> list[Image.Image]:
