@@ -20,6 +20,8 @@ PARTS: Mapping[str, type] = {
     "conditioner": components.Conditioner,
     "backbone": components.Backbone,
     "reward": components.Reward,
+    "features": components.Features,
+    "suite": components.PromptSuite,
     "source": components.PairSource,
     "data": AlignData,
 }

@@ -35,6 +35,7 @@ from alignkit.types import (
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
+    from alignkit.evaluation.results import Prompt
     from alignkit.policy import LoRA
 
 
@@ -408,3 +409,25 @@ class Features(nn.Module, ABC):
     @abstractmethod
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Embeds images in [0, 1] of any size, (N, D), each of length 1."""
+
+
+class PromptSuite(ABC):
+    """Prompts that models are evaluated on.
+
+    Class attributes:
+        known_count: how many it is known to have; None: any number.
+    """
+
+    known_count: ClassVar[int | None] = None
+
+    @abstractmethod
+    def prompts(self) -> Sequence[Prompt]:
+        """The prompts in their order; empty ones and those that come again are left to whoever asks.
+
+        Raises:
+            ValueError: they cannot be read.
+        """
+
+    @abstractmethod
+    def files(self) -> Mapping[str, Path]:
+        """The files that they stand in, by name, for a record of their hashes; empty where there are none."""

@@ -35,6 +35,12 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def sha256(path: Path) -> str:
+    """A hash of all of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def quick_hash(files: Mapping[str, Path]) -> str:
     """A hash of files by name: of their names, sizes, and contents.
 

@@ -95,6 +95,11 @@ def alignkit_features() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def alignkit_suites() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Prompts that models are evaluated on: subclasses of ``alignkit.PromptSuite``."""
+
+
+@hookspec
 def alignkit_commands() -> Mapping[str, Command]:  # type: ignore[empty-body]
     """Commands of a plugin's own, beside ``alignkit fit``: a name and where its function is."""
 
@@ -113,6 +118,7 @@ KINDS = {
     "source": "alignkit_sources",
     "reward": "alignkit_rewards",
     "features": "alignkit_features",
+    "suite": "alignkit_suites",
 }
 
 # alignkit's own commands, whose names no plugin may take
@@ -122,6 +128,9 @@ COMMANDS = {
     "validate": Command("alignkit.training:validate", "score a checkpoint on held-out pairs and prompts"),
     "generate": Command(
         "alignkit.generate:generate", "draw pictures with a run's model, base beside aligned"
+    ),
+    "evaluate": Command(
+        "alignkit.evaluation.command:main", "compare models: the same prompts and noise, scores, a report"
     ),
     "data": Command(
         "alignkit.data.command:main",

@@ -70,8 +70,13 @@ class Request(NamedTuple):
 
 def seed_of(provenance: Provenance, request: Request) -> int:
     """The seed of one image, a hash of the run's seed, the round, the prompt and the image's number."""
-    named = json.dumps([provenance.seed, provenance.round, *request])
-    return int.from_bytes(hashlib.blake2b(named.encode(), digest_size=8).digest(), "little") >> 1
+    return hashed_seed(provenance.seed, provenance.round, *request)
+
+
+def hashed_seed(*named: str | int) -> int:
+    """A seed of 63 bits that depends on what it is named by, and on nothing else."""
+    digest = hashlib.blake2b(json.dumps(named).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def as_read(image_NCHW: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from alignkit.components import Backbone, Features, Reward
 from alignkit.evaluation.bootstrap import Interval, bootstrap
+from alignkit.evaluation.drawing import drawn, picture_seed
 from alignkit.evaluation.results import Scores
 from alignkit.evaluation.spread import displacement, diversity
 from alignkit.module import AlignModule
 
-# how many pictures are denoised at once, and how many of them decoded: an autoencoder takes far more memory
-DRAWN, DECODED = 32, 2
+# how many pictures are denoised at once
+DRAWN = 32
 
 
 def audiences(module: AlignModule, name: str) -> dict[str, Tensor | None]:
@@ -40,12 +41,13 @@ def draw(
     batch_size: int = DRAWN,
     label: str = "generating",
 ) -> Tensor:
-    """Generates images in [0, 1] of every prompt, (P, M, C, H, W); each image has a seed of its own.
+    """Generates images in [0, 1] of every prompt, (P, M, C, H, W), of 8 bits.
 
-    With a conditioner's tokens, prompt number p is drawn for person p modulo U.
+    Those of a prompt have the numbers from ``seed`` on: see ``picture_seed``. With a conditioner's tokens,
+    prompt number p is drawn for person p modulo U.
     """
     asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
-    seeds = [seed * 1_000_003 + i for i in range(len(asked))]
+    seeds = [picture_seed(prompt, seed + i) for prompt in prompts for i in range(images_per_prompt)]
     quiet = getattr(rank_zero_only, "rank", 0) != 0 or not label
     tokens_NLD = None
     if tokens_ULD is not None:
@@ -54,7 +56,8 @@ def draw(
     parts = []
     for start in track(range(0, len(asked), batch_size), label, disable=quiet, transient=True):
         part = asked[start : start + batch_size]
-        latent_NCHW = backbone.generate(
+        image_NCHW = drawn(
+            backbone,
             network,
             part,
             seeds=seeds[start : start + batch_size],
@@ -62,7 +65,7 @@ def draw(
             guidance=guidance,
             tokens_NLD=None if tokens_NLD is None else tokens_NLD[start : start + batch_size],
         )
-        parts += [backbone.decode(some_NCHW).cpu() for some_NCHW in latent_NCHW.split(DECODED)]
+        parts.append(image_NCHW)
     image_NCHW = torch.cat(parts)
     return image_NCHW.view(len(prompts), images_per_prompt, *image_NCHW.shape[1:])
 

@@ -17,11 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alignkit.components import Backbone, Reward
+from alignkit.evaluation.drawing import drawn
 from alignkit.evaluation.sheet import to_pictures
 from alignkit.pairs.files import is_there, write_table
 from alignkit.rollout import Provenance, Request, seed_of
-
-PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Generator(NamedTuple):
@@ -30,7 +29,7 @@ class Generator(NamedTuple):
     Args:
         backbone: the model.
         network: its network.
-        precision: one of ``PRECISIONS``.
+        precision: as for ``drawn``.
         tokens_LD: what a conditioner tells it besides the prompt; None: nothing.
     """
 
@@ -42,20 +41,18 @@ class Generator(NamedTuple):
     @torch.no_grad()
     def draw(self, requests: Sequence[Request], provenance: Provenance) -> Tensor:
         """Images in [0, 1] of 8 bits, (N, C, H, W), each of its own seed."""
-        dtype = PRECISIONS[self.precision]
-        device = next(self.network.parameters()).device.type
         tokens_LD, count = self.tokens_LD, len(requests)
-        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            latent_NCHW = self.backbone.generate(
-                self.network,
-                [request.prompt for request in requests],
-                seeds=[seed_of(provenance, request) for request in requests],
-                num_steps=provenance.num_steps,
-                guidance=provenance.guidance,
-                tokens_NLD=None if tokens_LD is None else tokens_LD.expand(count, *tokens_LD.shape),
-            )
-        image_NCHW = self.backbone.decode(latent_NCHW)
-        return (image_NCHW.float().clamp(0, 1) * 255).round() / 255
+        image_NCHW = drawn(
+            self.backbone,
+            self.network,
+            [request.prompt for request in requests],
+            seeds=[seed_of(provenance, request) for request in requests],
+            num_steps=provenance.num_steps,
+            guidance=provenance.guidance,
+            tokens_NLD=None if tokens_LD is None else tokens_LD.expand(count, *tokens_LD.shape),
+            precision=self.precision,
+        )
+        return image_NCHW.to(next(self.network.parameters()).device)
 
 
 class Order(NamedTuple):

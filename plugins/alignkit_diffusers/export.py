@@ -1,7 +1,6 @@
 """`alignkit export`: a run's network in the formats of other programs, with a model card."""
 
 import argparse
-import hashlib
 import json
 import re
 import shlex
@@ -20,6 +19,7 @@ from alignkit import Paper
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
 from alignkit.evaluation.callback import SUMMARY
+from alignkit.files import sha256
 from alignkit.generate import CONFIG, Run, opened
 from alignkit.policy import fingerprint
 from alignkit.training import quiet_libraries
@@ -116,7 +116,7 @@ def _export(catalog: Catalog, options: argparse.Namespace, arguments: Sequence[s
             format_.write(order, folder)
         weights = [path for path in sorted(folder.rglob("*")) if path.suffix in (SUFFIX, ".bin")]
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in weights}
-        hashes = [_sha256(path) for path in track(weights, "hashing", transient=True, disable=_quiet())]
+        hashes = [sha256(path) for path in track(weights, "hashing", transient=True, disable=_quiet())]
         card = Card(
             title=title,
             format=options.format,
@@ -223,11 +223,6 @@ def _shown(what: str) -> Iterator[None]:
 
 def _quiet() -> bool:
     return not sys.stdout.isatty()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(count: int) -> str:

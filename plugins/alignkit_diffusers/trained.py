@@ -3,20 +3,19 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from alignkit.checkpoints import LAST, saved
 from alignkit.generate import Run
 from alignkit.policy import has_adapters
 from alignkit_diffusers.keys import Adapter
 from alignkit_diffusers.pipeline import PipelineBackbone
 
 ADAPTERS = "pytorch_lora_weights.safetensors"
-LAST = Path("checkpoints", "last.ckpt")
 
 
 class Trained(NamedTuple):
@@ -131,32 +130,9 @@ def _adapt(network: nn.Module, path: Path, prefix: str) -> None:
 
 def _saved(path: Path, backbone: PipelineBackbone, averaged: bool, option: str) -> Trained:
     """What a checkpoint holds."""
-    if not path.is_file():
-        raise ValueError(
-            f"{option}: there is no {str(path)!r}; a run's own stand in RUN/checkpoints/, and "
-            "--checkpoint last is the latest of them"
-        )
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    weights: dict[str, Tensor] = {
-        name.removeprefix("policy."): weight
-        for name, weight in state["state_dict"].items()
-        if name.startswith("policy.")
-    }
-    if averaged:
-        averages = [part["average"] for part in state["callbacks"].values() if "average" in part]
-        if not averages:
-            raise ValueError(
-                f"{option}: {path} holds no moving average; give --raw for its weights as they were"
-            )
-        weights = averages[0]
+    found = saved(path, option, averaged=averaged)
     network = backbone.built().eval()
-    wanted = {name for name, weight in network.named_parameters() if weight.requires_grad}
-    if wanted != weights.keys():
-        odd = wanted ^ weights.keys()
-        raise ValueError(
-            f"{option}: {path} is not of this run's network; {len(odd)} names differ, such as {min(odd)}"
-        )
-    network.load_state_dict(weights, strict=False)
-    origin = f"the run's checkpoint {path.resolve().name}, step {state['global_step']}"
+    found.put_into(network, option)
+    origin = f"the run's checkpoint {found.path.name}, step {found.step}"
     origin += ", moving average of the weights" if averaged else ""
     return Trained(backbone, network, has_adapters(network), origin, evaluated=False)

@@ -78,6 +78,7 @@ def test_every_kind_has_a_hook(offer):
         "source": "alignkit_sources",
         "reward": "alignkit_rewards",
         "features": "alignkit_features",
+        "suite": "alignkit_suites",
     }
     found = [
         offer(f"{kind}-align", kind, plugin({"Thing": "somewhere:Thing"}, hook))[0]

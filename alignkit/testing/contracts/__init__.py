@@ -24,6 +24,7 @@ _PARTS = (
     "samplers",
     "settings",
     "sources",
+    "suites",
     "weightings",
 )
 # so that a failed `assert` shows its values, as in a test file
@@ -39,6 +40,7 @@ from alignkit.testing.contracts import (  # noqa: E402
     samplers,
     settings,
     sources,
+    suites,
     weightings,
 )
 from alignkit.testing.contracts.backbones import *  # noqa: E402, F403
@@ -50,6 +52,7 @@ from alignkit.testing.contracts.plugins import *  # noqa: E402, F403
 from alignkit.testing.contracts.samplers import *  # noqa: E402, F403
 from alignkit.testing.contracts.settings import *  # noqa: E402, F403
 from alignkit.testing.contracts.sources import *  # noqa: E402, F403
+from alignkit.testing.contracts.suites import *  # noqa: E402, F403
 from alignkit.testing.contracts.weightings import *  # noqa: E402, F403
 
 __all__ = (
@@ -62,5 +65,6 @@ __all__ = (
     + samplers.__all__
     + settings.__all__
     + sources.__all__
+    + suites.__all__
     + weightings.__all__
 )

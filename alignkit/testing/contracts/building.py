@@ -27,6 +27,7 @@ __all__ = [
     "reward",
     "sampler",
     "source",
+    "suite",
     "weighting",
 ]
 
@@ -39,6 +40,7 @@ BASES: Mapping[str, type] = {
     "source": components.PairSource,
     "reward": components.Reward,
     "features": components.Features,
+    "suite": components.PromptSuite,
 }
 
 
@@ -92,7 +94,7 @@ def _built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return build(request.param, request.module, tmp_path_factory.mktemp("component"))
 
 
-objective, weighting, sampler, conditioner, backbone, source, reward, features = (
+objective, weighting, sampler, conditioner, backbone, source, reward, features, suite = (
     pytest.fixture(scope="module", name=kind)(_built) for kind in BASES
 )
 
