@@ -246,6 +246,10 @@ class ProgressBar(RichProgressBar):
             self.refresh()
         self.progress.update(task, visible=False)
 
+    @property
+    def predict_description(self) -> str:
+        return "drawing"
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
 

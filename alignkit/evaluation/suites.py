@@ -25,14 +25,14 @@ class Suite(NamedTuple):
         name: what the suite is called.
         prompts: what is drawn.
         files: hashes of the files that they stand in, sha256, by name.
-        count: how many there were before only some were taken.
+        known: how many there were before only some were taken.
         remarks: what a reader should know of it.
     """
 
     name: str
     prompts: tuple[Prompt, ...]
     files: Mapping[str, str]
-    count: int
+    known: int
     remarks: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:

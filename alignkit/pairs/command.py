@@ -27,11 +27,12 @@ from alignkit.commandline import Parser, refusals
 from alignkit.components import Backbone
 from alignkit.evaluation import Evaluation
 from alignkit.evaluation.drawing import PRECISIONS
+from alignkit.evaluation.scorers import class_name
 from alignkit.generate import CONFIG, Run, aligned, opened
 from alignkit.naming import defaults
 from alignkit.pairs.candidates import Candidates, Generator, Order
 from alignkit.pairs.files import is_there
-from alignkit.pairs.judges import Judge, built, class_name, named_judges
+from alignkit.pairs.judges import Judge, built, named_judges
 from alignkit.pairs.making import PAIRS, SHEET, Making
 from alignkit.pairs.pairing import Rule, told
 from alignkit.pairs.selection import SELECTIONS

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alignkit.building import build
 from alignkit.catalog import Catalog
 from alignkit.components import Reward
-from alignkit.naming import expand, inline
+from alignkit.evaluation.scorers import built_judge, class_name, named_settings
+from alignkit.naming import inline
 
 
 class Judge(NamedTuple):
@@ -40,38 +40,27 @@ def named_judges(
     if not given:
         installed = ", ".join(catalog.names("reward")) or "none"
         raise ValueError(f"--reward: name who judges the candidates; installed: {installed}")
-    own = {class_name(entry): dict(entry) for entry in entries}
     judges: dict[str, Judge] = {}
     for text in given:
-        said: Any = {}
+        said: Any = text
         if text.startswith("{"):
             said = inline("reward", text)
             weight = said.pop("weight", 1.0)
         else:
-            name, _, weight = text.partition("=")
-            said = {"class_path": name} if "." in name else {"name": name}
-        settings = expand(catalog, "reward", said)
+            said, _, weight = text.partition("=")
+        settings = named_settings(catalog, "reward", said, entries)
         name = class_name(settings)
-        if set(said) <= {"name", "class_path"}:
-            settings = own.get(name, settings)
         if name in judges:
             raise ValueError(f"--reward {text}: {name} judges already; name each once")
         judges[name] = Judge(settings, _weight(text, weight))
     return judges
 
 
-def class_name(settings: Mapping[str, Any]) -> str:
-    """Name of the class that settings are of."""
-    return str(settings["class_path"]).rpartition(".")[2]
-
-
 def built(judges: Mapping[str, Judge], device: str) -> dict[str, Reward]:
     """Builds judges, on a device."""
-    rewards: dict[str, Reward] = {}
-    for name, judge in judges.items():
-        reward: Reward = build({"reward": judge.settings}, ("reward",), name=f"--reward {name}")["reward"]
-        rewards[name] = reward.eval().requires_grad_(False).to(torch.device(device))
-    return rewards
+    return {
+        name: built_judge("reward", judge.settings, torch.device(device)) for name, judge in judges.items()
+    }
 
 
 def _weight(text: str, weight: Any) -> float:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.optim import Optimizer
 
 from alignkit.averages import Snapshots
-from alignkit.evaluation.compare import DECODED
+from alignkit.evaluation.drawing import DECODED
 from alignkit.module import AlignModule
 from alignkit.planning.tracking import LiveMemory, gpu_normalisation, storages, tensors_of
 from alignkit.policy import BoundDenoiser, ReferenceDenoiser

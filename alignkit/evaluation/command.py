@@ -1,0 +1,189 @@
+"""`alignkit evaluate`: the same prompts and noise for several models, scores, and a report."""
+
+import argparse
+import errno
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from alignkit.catalog import Catalog
+from alignkit.commandline import refusals
+from alignkit.evaluation.contents import Comparison, Report
+from alignkit.evaluation.identity import identified, key_of
+from alignkit.evaluation.manifest import device_name, now, versions
+from alignkit.evaluation.models import Finder, Model
+from alignkit.evaluation.options import default_folder, defaults_of, parsed, scorers_of, suite_of
+from alignkit.evaluation.plan import paths_of, pictures_of, results_of
+from alignkit.evaluation.predicting import Predicting, Sampling, jobs_of, predict
+from alignkit.evaluation.record import Record
+from alignkit.evaluation.report import write
+from alignkit.evaluation.scorers import Scorer
+from alignkit.evaluation.statistics import comparisons
+from alignkit.evaluation.store import Store
+from alignkit.evaluation.suites import Suite
+from alignkit.evaluation.verdicts import verdicts
+from alignkit.mistakes import UsageError
+from alignkit.training import quiet_libraries
+
+
+def main(catalog: Catalog, arguments: list[str]) -> int:
+    """Runs the command; returns the exit code.
+
+    Raises:
+        UsageError: a user's mistake. Any other error keeps its traceback.
+    """
+    quiet_libraries()
+    try:
+        with refusals():
+            _evaluate(catalog, arguments)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UsageError(
+            f"no space left: {error}\nWhat was drawn and judged is kept; make room and call this again"
+        ) from error
+    return 0
+
+
+def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
+    started = now()
+    options = parsed(arguments)
+    own = defaults_of(catalog, options)
+    suite = suite_of(catalog, options, own)
+    scorers = scorers_of(catalog, options, own)
+    first = own.evaluation["seed"] if options.seed is None else options.seed
+    numbers = range(first, first + (options.seeds or own.evaluation["images_per_prompt"]))
+    sampling = Sampling(
+        options.num_steps or own.evaluation["num_steps"],
+        float(own.evaluation["guidance"] if options.guidance is None else options.guidance),
+        options.precision,
+    )
+    out = options.out or default_folder(options, suite)
+    record = Record(out, {"suite": suite.name, "prompts": suite.fingerprint(), **sampling._asdict()})
+    record.check()
+    models = Finder(catalog, own.config, checkpoints=options.checkpoints).find(options.model)
+    models = _with_training(models, options.trained_on)
+    if len(models) < 2:
+        raise ValueError(f"--model: there is only {models[0].about.name!r}; give another one to compare with")
+    identities = {model.about.name: identified(model) for model in models}
+    wanted = {
+        model.about.name: pictures_of(model, identities[model.about.name], suite.prompts, numbers, sampling)
+        for model in models
+    }
+    store = Store(out)
+    store.read()
+    jobs = jobs_of(store, list(wanted.values()), [scorer.key for scorer in scorers], options.batch_size)
+    keys = {name: key_of(identity) for name, identity in identities.items()}
+    if _is_first():
+        _say_what_comes(suite, models, numbers, jobs, record.changed(keys))
+        record.write(keys)
+    if jobs:
+        module = Predicting(jobs, models, sampling, {scorer.key: scorer for scorer in scorers}, store)
+        predict(module, device=options.device, devices=options.devices, num_nodes=options.num_nodes)
+    if not _is_first():
+        return
+    store.read()
+    results = results_of(store, wanted, suite.prompts, numbers, scorers)
+    evaluated = tuple(model.about for model in models)
+    compared = comparisons(results, evaluated)
+    report = Report(
+        title=f"{', '.join(model.name for model in evaluated)}: {suite.name}",
+        verdicts=verdicts(evaluated, compared),
+        models=evaluated,
+        comparisons=compared,
+        results=results,
+        pictures=paths_of(wanted, len(numbers)),
+        manifest=_manifest(options, arguments, suite, scorers, sampling, identities)
+        | {"times": {"started": started, "finished": now()}},
+    )
+    paths = write(report, out)
+    print(_summary(report))
+    print("\n".join(f"  {path}" for path in paths))
+
+
+def _is_first() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _with_training(models: Sequence[Model], said: Sequence[str]) -> list[Model]:
+    """Models, with the rewards that their training has seen: without a name, those of all but the base."""
+    names = [model.about.name for model in models]
+    seen: dict[str, list[str]] = {name: [] for name in names}
+    for one in said:
+        name, _, reward = one.rpartition("=")
+        if name and name not in seen:
+            raise ValueError(f"--trained-on {one}: no model is named {name!r}; there are {', '.join(names)}")
+        for model in models if not name else (models[names.index(name)],):
+            if name or model.about.source != "base":
+                seen[model.about.name].append(reward)
+    return [
+        model._replace(about=model.about._replace(trained_on=tuple(seen[model.about.name])))
+        for model in models
+    ]
+
+
+def _say_what_comes(
+    suite: Suite,
+    models: Sequence[Model],
+    numbers: Sequence[int],
+    jobs: Sequence[Any],
+    changed: Sequence[str],
+) -> None:
+    for remark in suite.remarks:
+        print(f"{suite.name}: {remark}")
+    for name in changed:
+        print(f"{name}: has other weights than before under this name; drawn anew, earlier pictures are left")
+    total = len(models) * len(suite.prompts) * len(numbers)
+    missing = sum(len(job.pictures) for job in jobs if not job.is_drawn)
+    unjudged = sum(len(job.pictures) for job in jobs if job.is_drawn)
+    print(
+        f"{len(models)} models x {len(suite.prompts)} prompts x {len(numbers)} seeds: {missing} of {total} "
+        f"pictures to draw, {unjudged} that are there to judge",
+        flush=True,
+    )
+
+
+def _manifest(
+    options: argparse.Namespace,
+    arguments: Sequence[str],
+    suite: Suite,
+    scorers: Sequence[Scorer],
+    sampling: Sampling,
+    identities: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "sampling": {**sampling._asdict(), "batch_size": options.batch_size},
+        "device": device_name(options.device),
+        "models": {name: dict(identity) for name, identity in identities.items()},
+        "suite": {
+            "name": suite.name,
+            "prompts": len(suite.prompts),
+            "of": suite.known,
+            "prompts_sha256": suite.fingerprint(),
+            "files_sha256": dict(suite.files),
+            "remarks": list(suite.remarks),
+        },
+        "scorers": {
+            scorer.name: {**scorer.settings, "provenance": dict(scorer.provenance)} for scorer in scorers
+        },
+        "versions": versions(),
+        "command": shlex.join(["alignkit", "evaluate", *arguments]),
+    }
+
+
+def _summary(report: Report) -> str:
+    """Verdicts, and every model against the first, over all prompts."""
+    first = report.models[0].name
+    rows = [
+        each for each in report.comparisons if each.category is None and each.against == first != each.model
+    ]
+    lines = [*report.verdicts, "", f"{'':16} {'':20} {'mean':>8} {'minus ' + first:>26} {'wins':>6}"]
+    return "\n".join([*lines, *(_row(each) for each in rows), ""])
+
+
+def _row(each: Comparison) -> str:
+    difference = "" if each.difference is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*each.difference)
+    wins = "" if each.win_rate is None else f"{each.win_rate.mean:.0%}"
+    return f"{each.model:16} {each.measure:20} {each.mean.mean:8.3f} {difference:>26} {wins:>6}".rstrip()

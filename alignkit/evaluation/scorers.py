@@ -1,0 +1,92 @@
+"""Who judges pictures: rewards, and features by whose distances pictures differ."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.building import build
+from alignkit.catalog import Catalog
+from alignkit.components import Features, Reward
+from alignkit.evaluation.identity import key_of
+from alignkit.naming import expand, inline
+
+
+class Scorer(NamedTuple):
+    """A reward, or features.
+
+    Args:
+        name: of the class.
+        settings: its class and arguments, as a config writes them.
+        judge: the built thing.
+        key: a hash of what its figures depend on.
+        provenance: where its weights come from.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    judge: Reward | Features
+    key: str
+    provenance: Mapping[str, Any]
+
+    @torch.no_grad()
+    def __call__(self, image_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (N,) of a reward, or embeddings (N, D) of length 1, float64 on the CPU.
+
+        Raises:
+            ValueError: they are not finite numbers, as many as images.
+        """
+        with torch.autocast(image_NCHW.device.type, enabled=False):
+            if isinstance(self.judge, Reward):
+                found = self.judge(image_NCHW, prompts).double()
+            else:
+                found = nn.functional.normalize(self.judge(image_NCHW).double(), dim=1)
+        wanted = "a finite number" if isinstance(self.judge, Reward) else "a vector of finite numbers"
+        good = found.shape[:1] == (len(prompts),) and found.ndim == 1 + isinstance(self.judge, Features)
+        if not good or not found.isfinite().all():
+            raise ValueError(
+                f"{self.name}: must give {wanted} for every image, got {found.flatten()[:8].tolist()} in a "
+                f"shape of {list(found.shape)}"
+            )
+        score: Tensor = found.cpu()
+        return score
+
+
+def named_settings(
+    catalog: Catalog, kind: str, said: str | Mapping[str, Any], entries: Collection[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The class and arguments of a reward or features that were named.
+
+    Args:
+        catalog: what is installed.
+        kind: "reward" or "features".
+        said: a name, a class path, or settings; or the text of settings, in braces.
+        entries: a config's own; what is named without settings takes those of its entry.
+    """
+    wanted: Any = inline(kind, said) if isinstance(said, str) and said.startswith("{") else said
+    if isinstance(wanted, str):
+        wanted = {"class_path": wanted} if "." in wanted else {"name": wanted}
+    settings: dict[str, Any] = expand(catalog, kind, dict(wanted))
+    if set(wanted) <= {"name", "class_path"}:
+        own = {class_name(entry): dict(entry) for entry in entries}
+        return own.get(class_name(settings), settings)
+    return settings
+
+
+def class_name(settings: Mapping[str, Any]) -> str:
+    """Name of the class that settings are of."""
+    return str(settings["class_path"]).rpartition(".")[2]
+
+
+def built_judge(kind: str, settings: Mapping[str, Any], device: torch.device) -> Any:
+    """Builds a reward or features on a device, as it judges."""
+    judge: nn.Module = build({kind: settings}, (kind,), name=f"--{kind} {class_name(settings)}")[kind]
+    return judge.eval().requires_grad_(False).to(device)
+
+
+def scorer(kind: str, settings: Mapping[str, Any]) -> Scorer:
+    """Builds a scorer, on the CPU."""
+    judge, name = built_judge(kind, settings, torch.device("cpu")), class_name(settings)
+    provenance: dict[str, Any] = {}
+    return Scorer(name, settings, judge, key_of(settings, provenance), provenance)
