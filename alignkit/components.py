@@ -9,8 +9,9 @@ import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -389,7 +390,24 @@ class PairSource(ABC):
         """The id of every pair, in order."""
 
 
-class Reward(nn.Module, ABC):
+class Measure(nn.Module, ABC):
+    """What rewards and features have in common: a record tells where they come from."""
+
+    def origins(self) -> Mapping[str, str]:
+        """Where its weights come from, for a record: hub id or path, commit, hashes of files, each by a name."""
+        return {}
+
+    @final
+    def provenance(self) -> dict[str, str]:
+        """What a record says of it: its class, the distribution that brings it, and its ``origins``."""
+        found = type(self)
+        told = {"class": f"{found.__module__}.{found.__qualname__}"}
+        for name in packages_distributions().get(found.__module__.partition(".")[0], ())[:1]:
+            told["distribution"] = f"{name} {version(name)}"
+        return {**told, **self.origins()}
+
+
+class Reward(Measure):
     """A score of single images.
 
     Class attributes:
@@ -403,7 +421,7 @@ class Reward(nn.Module, ABC):
         """Scores images in [0, 1] that were made for the prompts; (N,), higher is better."""
 
 
-class Features(nn.Module, ABC):
+class Features(Measure):
     """What a network sees in images: embeddings whose distances say how different images look."""
 
     @abstractmethod

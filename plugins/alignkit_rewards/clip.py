@@ -1,0 +1,179 @@
+"""What the rewards around a CLIP share. Suffixes: N images; L tokens; D width; C H W."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from alignkit_rewards.framing import Framing, processor_framing
+from alignkit_rewards.places import Place, model, settings
+from alignkit_rewards.weights import load
+
+# of a CLIP, config.json says so; some files hold its picture part alone
+CLIP = ("clip",)
+PICTURES = ("clip", "clip_vision_model")
+TOKENIZER, PROCESSOR = "tokenizer_config.json", "preprocessor_config.json"
+AT_ONCE = 32
+
+
+class Clip(nn.Module):
+    """Compares pictures with texts.
+
+    Args:
+        network: the model.
+        tokenizer: of its texts.
+        framing: of its pictures.
+    """
+
+    def __init__(self, network: CLIPModel, tokenizer: CLIPTokenizer, framing: Framing) -> None:
+        super().__init__()
+        self.network, self.tokenizer, self.framing = network, tokenizer, framing
+
+    @property
+    def scale(self) -> Tensor:
+        """By what its training multiplied cosines: about 100 in published models."""
+        scale: Tensor = self.network.logit_scale
+        return scale.exp()
+
+    def cosines(self, image_NCHW: Tensor, texts: Sequence[str]) -> Tensor:
+        """Of each picture and its text, (N,), in float32, where the pictures are; differentiable."""
+        text_ND = self.texts(texts).to(image_NCHW.device)
+        return (self.images(image_NCHW) * text_ND).sum(1)
+
+    def images(self, image_NCHW: Tensor) -> Tensor:
+        """Embeds images in [0, 1] of any size, (N, D), of length 1."""
+        return embedded(self._image, image_NCHW, self.framing, self.network)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeds texts, (N, D), of length 1, each different one once.
+
+        What is longer than the model's positions (77 tokens with both marks in published ones) is cut off.
+        """
+        distinct = list(dict.fromkeys(texts))
+        tokens = self.tokenizer(
+            distinct,
+            padding=True,
+            truncation=True,
+            max_length=self.network.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.network.device)
+        parts = zip(tokens.input_ids.split(AT_ONCE), tokens.attention_mask.split(AT_ONCE), strict=True)
+        text_ND = torch.cat([self._text(token_NL, mask_NL) for token_NL, mask_NL in parts])
+        place = {text: index for index, text in enumerate(distinct)}
+        return text_ND[[place[text] for text in texts]]
+
+    def _image(self, pixel_NCHW: Tensor) -> Tensor:
+        seen = self.network.vision_model(pixel_values=pixel_NCHW).pooler_output
+        image_ND: Tensor = self.network.visual_projection(seen)
+        return image_ND
+
+    def _text(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        read = self.network.text_model(input_ids=token_NL, attention_mask=mask_NL).pooler_output
+        return F.normalize(self.network.text_projection(read).float(), dim=1)
+
+
+class Pictures(nn.Module):
+    """Embeds pictures.
+
+    Args:
+        network: the model.
+        embed: what it makes of framed pictures, (N, D).
+        framing: of its pictures.
+    """
+
+    def __init__(self, network: Any, embed: Callable[[Any, Tensor], Tensor], framing: Framing) -> None:
+        super().__init__()
+        self.network, self.embed, self.framing = network, embed, framing
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Embeds images in [0, 1] of any size, (N, D), of length 1, in float32; differentiable."""
+
+        def embed(pixel_NCHW: Tensor) -> Tensor:
+            return self.embed(self.network, pixel_NCHW)
+
+        return embedded(embed, image_NCHW, self.framing, self.network)
+
+
+def embedded(embed: Callable[[Tensor], Tensor], image_NCHW: Tensor, framing: Framing, network: Any) -> Tensor:
+    """Embeddings of length 1, (N, D), in float32, where the pictures are; computed where the network is."""
+    return in_parts(
+        lambda part: F.normalize(embed(framed(image_NCHW[part], framing, network)).float(), dim=1), image_NCHW
+    )
+
+
+def framed(image_NCHW: Tensor, framing: Callable[[Tensor], Tensor], network: Any) -> Tensor:
+    """Pictures as a network of transformers wants them, of its type and on its device."""
+    return framing(image_NCHW.to(network.device).float()).to(network.dtype)
+
+
+def in_parts(compute: Callable[[slice], Tensor], image_NCHW: Tensor) -> Tensor:
+    """Something of every picture, a few at a time: so that memory does not grow with their number."""
+    firsts = range(0, len(image_NCHW), AT_ONCE)
+    return torch.cat([compute(slice(first, first + AT_ONCE)) for first in firsts]).to(image_NCHW.device)
+
+
+def load_clip(
+    path: str, revision: str | None, processor: str, processor_revision: str | None, owner: str
+) -> tuple[Clip, dict[str, Place]]:
+    """Loads a CLIP, and says where from.
+
+    Raises:
+        ValueError: something of it is not there, or is something else.
+    """
+    place = model(path, revision=revision, owner=owner)
+    beside = settings(processor, marker=TOKENIZER, revision=processor_revision, owner=f"{owner}: processor")
+    clip = Clip(
+        load(CLIPModel, place, CLIP, owner),
+        clip_tokenizer(beside, owner),
+        processor_framing(beside.root, owner),
+    )
+    return clip, {"model": place, "processor": beside}
+
+
+def load_pictures(path: str, revision: str | None, owner: str) -> tuple[Pictures, dict[str, Place]]:
+    """Loads the part of a CLIP that sees pictures, and says where from.
+
+    Raises:
+        ValueError: something of it is not there, or is something else.
+    """
+    place = model(path, revision=revision, owner=owner)
+    network = load(CLIPVisionModelWithProjection, place, PICTURES, owner)
+    pictures = Pictures(network, _projected, processor_framing(place.root, owner))
+    return pictures, {"clip": place}
+
+
+def clip_tokenizer(place: Place, owner: str) -> CLIPTokenizer:
+    """Loads a CLIP's tokenizer.
+
+    Raises:
+        ValueError: it has no vocabulary.
+    """
+    return tokenizer_of(CLIPTokenizer, place, owner)
+
+
+def tokenizer_of(kind: Any, place: Place, owner: str) -> Any:
+    """Loads a tokenizer of a class of transformers.
+
+    Raises:
+        ValueError: it has no vocabulary.
+    """
+    tokenizer = kind.from_pretrained(place.root)
+    # where there is no file transformers gives a tokenizer that knows its marks alone
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
+        raise ValueError(
+            f"{owner}: {place.named!r} has no vocabulary of a {kind.__name__}; give a folder or hub id that has"
+        )
+    return tokenizer
+
+
+def origins(places: Mapping[str, Place]) -> dict[str, str]:
+    """What a record says of several places, by what each is."""
+    return {name: said for part, place in places.items() for name, said in place.origins(part).items()}
+
+
+def _projected(network: Any, pixel_NCHW: Tensor) -> Tensor:
+    image_ND: Tensor = network(pixel_values=pixel_NCHW).image_embeds
+    return image_ND

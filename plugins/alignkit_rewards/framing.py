@@ -1,0 +1,109 @@
+"""Pictures as a network wants them. Suffixes: N images; C H W.
+
+Resizing is that of the processors, with antialiasing, but in floating point: a processor rounds to 8 bits after
+each of its two passes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+CLIP_MEAN, CLIP_STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
+# numbers of PIL's filters
+FILTERS = {2: "bilinear", 3: "bicubic"}
+
+
+class Framing(NamedTuple):
+    """What a processor does to a picture, differentiably.
+
+    Args:
+        mean: of each channel, subtracted.
+        std: of each channel, divided by.
+        shortest: the shorter edge gets this length; None: ``size`` says.
+        size: height and width, whatever the picture's shape; None: ``shortest`` says.
+        crop: height and width of the centre that is kept; None: all.
+        mode: of ``torch.nn.functional.interpolate``.
+    """
+
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    shortest: int | None = None
+    size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    mode: str = "bicubic"
+
+    def __call__(self, image_NCHW: Tensor) -> Tensor:
+        """Frames images in [0, 1] of any size."""
+        height, width = image_NCHW.shape[-2:]
+        if self.size is not None:
+            height, width = self.size
+        elif self.shortest is not None:
+            short = min(height, width)
+            height, width = (int(self.shortest * edge / short) for edge in (height, width))
+        image_NCHW = resized(image_NCHW, (height, width), self.mode).clamp(0, 1)
+        if self.crop is not None:
+            top, left = ((edge - kept) // 2 for edge, kept in zip((height, width), self.crop, strict=True))
+            image_NCHW = image_NCHW[..., top : top + self.crop[0], left : left + self.crop[1]]
+        return normalized(image_NCHW, self.mean, self.std)
+
+
+def resized(image_NCHW: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """Resizes with antialiasing; bicubic ones overshoot a little."""
+    if image_NCHW.shape[-2:] == size:
+        return image_NCHW
+    return F.interpolate(image_NCHW, size=size, mode=mode, antialias=True)
+
+
+def normalized(image_NCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Subtracts a mean and divides by a deviation, by channel."""
+    mean_C11, std_C11 = (torch.tensor(value).to(image_NCHW)[:, None, None] for value in (mean, std))
+    return (image_NCHW - mean_C11) / std_C11
+
+
+def processor_framing(folder: Path, owner: str) -> Framing:
+    """Reads what an image processor of transformers says of itself.
+
+    Raises:
+        ValueError: there is none, or it does something else.
+    """
+    said = _said(folder)
+    if said is None:
+        raise ValueError(
+            f"{owner}: {str(folder)!r} says nothing of pictures: it has no preprocessor_config.json; give the folder "
+            "or hub id of a processor"
+        )
+    wrong = [name for name in ("do_resize", "do_normalize", "do_rescale") if said.get(name, True) is False]
+    if wrong or said.get("resample", 3) not in FILTERS:
+        raise ValueError(
+            f"{owner}: the processor in {str(folder)!r} must resize (bilinear or bicubic), rescale and normalize; got "
+            f"{', '.join(f'{name} false' for name in wrong) or 'resample %s' % said['resample']}"
+        )
+    size, crop = said.get("size", 224), said.get("crop_size", 224)
+    edges = size if isinstance(size, dict) else {"shortest_edge": size}
+    return Framing(
+        mean=tuple(said.get("image_mean", CLIP_MEAN)),
+        std=tuple(said.get("image_std", CLIP_STD)),
+        shortest=edges.get("shortest_edge"),
+        size=(edges["height"], edges["width"]) if "height" in edges else None,
+        crop=_pair(crop) if said.get("do_center_crop") else None,
+        mode=FILTERS[said.get("resample", 3)],
+    )
+
+
+def _said(folder: Path) -> dict[str, Any] | None:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            said = json.loads((folder / name).read_text(encoding="utf-8"))
+            found: dict[str, Any] | None = said.get("image_processor", said if name[:3] == "pre" else None)
+            if found is not None:
+                return found
+    return None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
