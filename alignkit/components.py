@@ -394,7 +394,7 @@ class Measure(nn.Module, ABC):
     """What rewards and features have in common: a record tells where they come from."""
 
     def origins(self) -> Mapping[str, str]:
-        """Where its weights come from, for a record: hub id or path, commit, hashes of files, each by a name."""
+        """Where its weights come from, for a record: hub ids or paths, commits, hashes of files; by names."""
         return {}
 
     @final

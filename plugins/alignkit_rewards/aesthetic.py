@@ -19,8 +19,8 @@ class Aesthetic(Reward):
     Most pictures get 4 to 7.
 
     Args:
-        head: file of the five layers: safetensors, or a .pth of tensors; "owner/name/file" of a hub id, or local, such
-            as sac+logos+ava1-l14-linearMSE.pth.
+        head: file of the five layers: safetensors, or a .pth of tensors; "owner/name/file" of a hub id, or
+            local, such as sac+logos+ava1-l14-linearMSE.pth.
         head_revision: of the head's hub id.
         path: folder or hub id of the CLIP.
         revision: a hub id's branch, tag or commit; the known hub ids are pinned to a commit (``places.py``).

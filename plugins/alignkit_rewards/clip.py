@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from alignkit_rewards.framing import Framing, processor_framing
+from alignkit_rewards.framing import Frame, processor_framing
 from alignkit_rewards.places import Place, model, settings
 from alignkit_rewards.weights import load
 
@@ -25,10 +25,10 @@ class Clip(nn.Module):
     Args:
         network: the model.
         tokenizer: of its texts.
-        framing: of its pictures.
+        framing: what is done to its pictures.
     """
 
-    def __init__(self, network: CLIPModel, tokenizer: CLIPTokenizer, framing: Framing) -> None:
+    def __init__(self, network: CLIPModel, tokenizer: CLIPTokenizer, framing: Frame) -> None:
         super().__init__()
         self.network, self.tokenizer, self.framing = network, tokenizer, framing
 
@@ -81,10 +81,10 @@ class Pictures(nn.Module):
     Args:
         network: the model.
         embed: what it makes of framed pictures, (N, D).
-        framing: of its pictures.
+        framing: what is done to its pictures.
     """
 
-    def __init__(self, network: Any, embed: Callable[[Any, Tensor], Tensor], framing: Framing) -> None:
+    def __init__(self, network: Any, embed: Callable[[Any, Tensor], Tensor], framing: Frame) -> None:
         super().__init__()
         self.network, self.embed, self.framing = network, embed, framing
 
@@ -97,14 +97,14 @@ class Pictures(nn.Module):
         return embedded(embed, image_NCHW, self.framing, self.network)
 
 
-def embedded(embed: Callable[[Tensor], Tensor], image_NCHW: Tensor, framing: Framing, network: Any) -> Tensor:
+def embedded(embed: Callable[[Tensor], Tensor], image_NCHW: Tensor, framing: Frame, network: Any) -> Tensor:
     """Embeddings of length 1, (N, D), in float32, where the pictures are; computed where the network is."""
     return in_parts(
         lambda part: F.normalize(embed(framed(image_NCHW[part], framing, network)).float(), dim=1), image_NCHW
     )
 
 
-def framed(image_NCHW: Tensor, framing: Callable[[Tensor], Tensor], network: Any) -> Tensor:
+def framed(image_NCHW: Tensor, framing: Frame, network: Any) -> Tensor:
     """Pictures as a network of transformers wants them, of its type and on its device."""
     return framing(image_NCHW.to(network.device).float()).to(network.dtype)
 
@@ -128,7 +128,7 @@ def load_clip(
     clip = Clip(
         load(CLIPModel, place, CLIP, owner),
         clip_tokenizer(beside, owner),
-        processor_framing(beside.root, owner),
+        processor_framing(beside.root, owner).frame,
     )
     return clip, {"model": place, "processor": beside}
 
@@ -141,7 +141,7 @@ def load_pictures(path: str, revision: str | None, owner: str) -> tuple[Pictures
     """
     place = model(path, revision=revision, owner=owner)
     network = load(CLIPVisionModelWithProjection, place, PICTURES, owner)
-    pictures = Pictures(network, _projected, processor_framing(place.root, owner))
+    pictures = Pictures(network, _projected, processor_framing(place.root, owner).frame)
     return pictures, {"clip": place}
 
 
@@ -164,7 +164,8 @@ def tokenizer_of(kind: Any, place: Place, owner: str) -> Any:
     # where there is no file transformers gives a tokenizer that knows its marks alone
     if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
         raise ValueError(
-            f"{owner}: {place.named!r} has no vocabulary of a {kind.__name__}; give a folder or hub id that has"
+            f"{owner}: {place.named!r} has no vocabulary of a {kind.__name__}; give a folder or hub id that "
+            "has"
         )
     return tokenizer
 

@@ -11,16 +11,16 @@ SCALE = 2.5
 
 
 class CLIPScore(Reward):
-    """How well a picture shows its prompt: 2.5 max(cosine, 0) (Hessel et al., 2021, https://arxiv.org/abs/2104.08718).
+    """How well a picture shows its prompt: 2.5 max(cosine, 0) (Hessel et al., 2021).
 
-    The convention of the paper and its code,
+    The convention of the paper (https://arxiv.org/abs/2104.08718) and its code,
     https://github.com/jmhessel/clipscore/blob/459f821429a6a86feb22cef3a12fc2c634d6e093/clipscore.py#L113-L131:
-    0 to 2.5, about 0.5 to 0.9. Others (torchmetrics, many papers on text-to-image) print 100 max(cosine, 0), which is
-    40 times this one. Of a prompt the first 77 tokens are read.
-    Where the cosine is negative the score and its gradient are 0.
+    0 to 2.5, about 0.5 to 0.9. Others (torchmetrics, many papers on text-to-image) print 100 max(cosine, 0),
+    which is 40 times this one. Of a prompt the first 77 tokens are read. Where the cosine is negative the
+    score and its gradient are 0.
 
-    Deviation: the paper uses ViT-B/32 and puts "A photo depicts" before every text; prompts for pictures mostly say
-    what kind of picture, so nothing is put there unless ``prefix`` says so.
+    Deviation: the paper uses ViT-B/32 and puts "A photo depicts" before every text; prompts for pictures
+    mostly say what kind of picture, so nothing is put there unless ``prefix`` says so.
 
     Args:
         path: folder or hub id of a CLIP, with its tokenizer and preprocessor_config.json.

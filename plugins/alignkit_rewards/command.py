@@ -36,8 +36,9 @@ def parser() -> Parser:
     limits = Limits()
     options = Parser(
         prog="alignkit serve-reward",
-        description="Scores pictures that other programs send over HTTP, such as RemoteReward of an environment "
-        "where this reward's packages cannot be installed. It has no password: whoever reaches the port may ask.",
+        description="Scores pictures that other programs send over HTTP, such as RemoteReward of an "
+        "environment where this reward's packages cannot be installed. It has no password: whoever reaches "
+        "the port may ask.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     options.add_argument(

@@ -49,7 +49,7 @@ class DINOFeatures(Features):
         super().__init__()
         place = model(path, revision=revision, owner="DINOFeatures")
         network = load(AutoModel, place, DINO, "DINOFeatures")
-        self.pictures = Pictures(network, _class_token, processor_framing(place.root, "DINOFeatures"))
+        self.pictures = Pictures(network, _class_token, processor_framing(place.root, "DINOFeatures").frame)
         self._places = {"model": place}
 
     def origins(self) -> Mapping[str, str]:

@@ -1,10 +1,11 @@
 """Pictures as a network wants them. Suffixes: N images; C H W.
 
-Resizing is that of the processors, with antialiasing, but in floating point: a processor rounds to 8 bits after
-each of its two passes.
+Resizing is that of the processors, with antialiasing, but in floating point: a processor rounds to 8 bits
+after each of its two passes.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 CLIP_MEAN, CLIP_STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
 # numbers of PIL's filters
 FILTERS = {2: "bilinear", 3: "bicubic"}
+
+
+# images in [0, 1] of any size, to what a network sees
+Frame = Callable[[Tensor], Tensor]
 
 
 class Framing(NamedTuple):
@@ -37,14 +42,14 @@ class Framing(NamedTuple):
     crop: tuple[int, int] | None = None
     mode: str = "bicubic"
 
-    def __call__(self, image_NCHW: Tensor) -> Tensor:
+    def frame(self, image_NCHW: Tensor) -> Tensor:
         """Frames images in [0, 1] of any size."""
         height, width = image_NCHW.shape[-2:]
         if self.size is not None:
             height, width = self.size
         elif self.shortest is not None:
             short = min(height, width)
-            height, width = (int(self.shortest * edge / short) for edge in (height, width))
+            height, width = int(self.shortest * height / short), int(self.shortest * width / short)
         image_NCHW = resized(image_NCHW, (height, width), self.mode).clamp(0, 1)
         if self.crop is not None:
             top, left = ((edge - kept) // 2 for edge, kept in zip((height, width), self.crop, strict=True))
@@ -74,14 +79,15 @@ def processor_framing(folder: Path, owner: str) -> Framing:
     said = _said(folder)
     if said is None:
         raise ValueError(
-            f"{owner}: {str(folder)!r} says nothing of pictures: it has no preprocessor_config.json; give the folder "
-            "or hub id of a processor"
+            f"{owner}: {str(folder)!r} says nothing of pictures: it has no preprocessor_config.json; give "
+            "the folder or hub id of a processor"
         )
     wrong = [name for name in ("do_resize", "do_normalize", "do_rescale") if said.get(name, True) is False]
     if wrong or said.get("resample", 3) not in FILTERS:
+        got = [f"{name} false" for name in wrong] or [f"resample {said.get('resample')}"]
         raise ValueError(
-            f"{owner}: the processor in {str(folder)!r} must resize (bilinear or bicubic), rescale and normalize; got "
-            f"{', '.join(f'{name} false' for name in wrong) or 'resample %s' % said['resample']}"
+            f"{owner}: the processor in {str(folder)!r} must resize (bilinear or bicubic), rescale and "
+            f"normalize; got {', '.join(got)}"
         )
     size, crop = said.get("size", 224), said.get("crop_size", 224)
     edges = size if isinstance(size, dict) else {"shortest_edge": size}

@@ -1,6 +1,7 @@
 """HPS v2. Suffixes: N images; C H W."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from alignkit import Reward
 from alignkit_rewards.clip import CLIP, TOKENIZER, Clip, clip_tokenizer, origins
-from alignkit_rewards.framing import Framing, normalized, processor_framing, resized
+from alignkit_rewards.framing import normalized, processor_framing, resized
 from alignkit_rewards.open_clip_keys import to_transformers
 from alignkit_rewards.places import settings, single_file
 from alignkit_rewards.weights import built, config_of, read_tensors
@@ -21,23 +22,23 @@ class HPSv2(Reward):
 
     100 times the cosine of a picture and its prompt, as the benchmark's tables print it:
     https://github.com/tgxs002/HPSv2/blob/866735ecaae999fa714bd9edfa05aa2672669ee3/hpsv2/evaluation.py#L141;
-    ``hpsv2.score`` gives a hundredth of it. About 20 to 35. The file says which version it is: scores of v2.0 and v2.1
-    cannot be compared. Of a prompt the first 77 tokens are read.
+    ``hpsv2.score`` gives a hundredth of it. About 20 to 35. The file says which version it is: scores of v2.0
+    and v2.1 cannot be compared. Of a prompt the first 77 tokens are read.
 
     A picture is shrunk or enlarged until its longer edge fits, and the rest is black
     (https://github.com/tgxs002/HPSv2/blob/866735ecaae999fa714bd9edfa05aa2672669ee3/hpsv2/src/open_clip/transform.py#L25-L47).
-    Resizing is bicubic with antialiasing. The authors' code leaves that to torchvision, which does it since its
-    version 0.17: figures of older environments differ.
+    Resizing is bicubic with antialiasing. The authors' code leaves that to torchvision, which does it since
+    its version 0.17: figures of older environments differ.
 
-    Deviation: float32, where the authors' code runs in mixed precision on a GPU. A picture whose longer edge fits
-    already gets its black, too.
+    Deviation: float32, where the authors' code runs in mixed precision on a GPU. A picture whose longer edge
+    fits already gets its black, too.
 
     Args:
         path: file of the weights, of open_clip's names: "owner/name/file" of a hub id, or local. v2.1 is
             HPS_v2.1_compressed.pt, v2.0 is HPS_v2_compressed.pt.
         revision: a hub id's branch, tag or commit; the known hub ids are pinned to a commit (``places.py``).
-        base: folder or hub id of the CLIP that it was trained from, for its config and tokenizer; its weights are not
-            read.
+        base: folder or hub id of the CLIP that it was trained from, for its config and tokenizer; its weights
+            are not read.
         base_revision: of the base's hub id.
     """
 
@@ -57,12 +58,13 @@ class HPSv2(Reward):
         weights, unknown = to_transformers(read_tensors(place.root, "HPSv2"))
         if unknown:
             raise ValueError(
-                f"HPSv2: {path!r} has {len(unknown)} weights that a CLIP of open_clip has not, such as {unknown[0]}; "
-                "give HPS_v2_compressed.pt or HPS_v2.1_compressed.pt"
+                f"HPSv2: {path!r} has {len(unknown)} weights that a CLIP of open_clip has not, such as "
+                f"{unknown[0]}; give HPS_v2_compressed.pt or HPS_v2.1_compressed.pt"
             )
         network = built(CLIPModel, config, weights, repr(path), "HPSv2")
         processor = processor_framing(beside.root, "HPSv2: base")
-        framing = _Padded(config.vision_config.image_size, processor)
+        side = config.vision_config.image_size
+        framing = partial(padded, side=side, mean=processor.mean, std=processor.std)
         self.clip = Clip(network, clip_tokenizer(beside, "HPSv2: base"), framing)
         self._places = {"model": place, "base": beside}
 
@@ -73,21 +75,11 @@ class HPSv2(Reward):
         return SCALE * self.clip.cosines(image_NCHW, prompts)
 
 
-class _Padded:
-    """The whole picture on a black square.
-
-    Args:
-        side: of the square.
-        processor: which mean and deviation.
-    """
-
-    def __init__(self, side: int, processor: Framing) -> None:
-        self.side, self.processor = side, processor
-
-    def __call__(self, image_NCHW: Tensor) -> Tensor:
-        longest = max(image_NCHW.shape[-2:])
-        height, width = (round(edge * self.side / longest) for edge in image_NCHW.shape[-2:])
-        small_NCHW = resized(image_NCHW, (height, width))  # not clamped, as the authors' is not
-        across, down = self.side - width, self.side - height
-        padded_NCHW = F.pad(small_NCHW, (across // 2, across - across // 2, down // 2, down - down // 2))
-        return normalized(padded_NCHW, self.processor.mean, self.processor.std)
+def padded(image_NCHW: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """The whole picture on a black square, as HPS v2 sees it."""
+    longest = max(image_NCHW.shape[-2:])
+    height, width = (round(edge * side / longest) for edge in image_NCHW.shape[-2:])
+    small_NCHW = resized(image_NCHW, (height, width))  # not clamped, as the authors' is not
+    across, down = side - width, side - height
+    whole_NCHW = F.pad(small_NCHW, (across // 2, across - across // 2, down // 2, down - down // 2))
+    return normalized(whole_NCHW, mean, std)

@@ -19,12 +19,15 @@ MAX_LENGTH = 35
 
 
 class ImageReward(Reward):
-    """What people would prefer (Xu et al., 2023, https://arxiv.org/abs/2304.05977), in deviations of the authors' data.
+    """What people would prefer, in deviations of the authors' data (Xu et al., 2023).
 
-    BLIP's text encoder reads the prompt while it looks at what its ViT-L/16 sees, and five linear layers make a number
-    of its first token: https://github.com/THUDM/ImageReward/blob/c1392c6dd0fd6ecd6d416c96959ab744a6d0a8fb/ImageReward/ImageReward.py#L82-L170.
-    About -2 to 2, 0 on the average of the authors' pictures. Of a prompt the first 35 tokens are read, both marks
-    among them.
+    https://arxiv.org/abs/2304.05977.
+
+    BLIP's text encoder reads the prompt while it looks at what its ViT-L/16 sees, and five linear layers make
+    a number of its first token:
+    https://github.com/THUDM/ImageReward/blob/c1392c6dd0fd6ecd6d416c96959ab744a6d0a8fb/ImageReward/ImageReward.py#L82-L170.
+    About -2 to 2, 0 on the average of the authors' pictures. Of a prompt the first 35 tokens are read, both
+    marks among them.
 
     Shapes are those of the checkpoint.
 
@@ -56,8 +59,8 @@ class ImageReward(Reward):
             text_config = BlipTextConfig(**blip_keys.text_config(text))
         except KeyError as error:
             raise ValueError(
-                f"ImageReward: {path!r} lacks {error.args[0]} of a BLIP under {blip_keys.VISION} or {blip_keys.TEXT}; "
-                "give ImageReward.pt"
+                f"ImageReward: {path!r} lacks {error.args[0]} of a BLIP under {blip_keys.VISION} or "
+                f"{blip_keys.TEXT}; give ImageReward.pt"
             ) from error
         self.vision = built(BlipVisionModel, vision_config, vision, repr(path), "ImageReward")
         self.text = built(
@@ -66,7 +69,7 @@ class ImageReward(Reward):
         self.head = linear_head(weights, text_config.hidden_size, "mlp.", repr(path), "ImageReward")
         self.tokenizer = tokenizer_of(BertTokenizer, beside, "ImageReward: tokenizer")
         side = vision_config.image_size
-        self.framing = Framing(shortest=side, crop=(side, side))
+        self.framing = Framing(shortest=side, crop=(side, side)).frame
         self._places = {"model": place, "tokenizer": beside}
 
     def origins(self) -> Mapping[str, str]:

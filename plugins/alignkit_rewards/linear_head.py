@@ -31,8 +31,8 @@ def linear_head(
         shape = tuple(weights[found].shape) if found in weights else "nothing"
         if shape != tuple(weight.shape):
             raise ValueError(
-                f"{owner}: {named} must have {found} of shape {tuple(weight.shape)}, has {shape}: the head is "
-                f"{'-'.join(map(str, (width, *WIDTHS)))}, without activations"
+                f"{owner}: {named} must have {found} of shape {tuple(weight.shape)}, has {shape}: the head "
+                f"is {'-'.join(map(str, (width, *WIDTHS)))}, without activations"
             )
         given[name] = weights[found].float()
     head.load_state_dict(given)

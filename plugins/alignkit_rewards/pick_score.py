@@ -13,8 +13,9 @@ class PickScore(Reward):
 
     The model's scale (about 100) times the cosine of a picture and its prompt, as the authors compute it:
     https://github.com/yuvalkirstain/PickScore/blob/18443d6142232540c9cb795540b4969267fbe89d/README.md#inference-with-pickscore.
-    About 15 to 26; papers print this, or a hundredth of it. A difference of d between two pictures of a prompt means
-    that the first is preferred with probability sigmoid(d). Of a prompt the first 77 tokens are read.
+    About 15 to 26; papers print this, or a hundredth of it. A difference of d between two pictures of a
+    prompt means that the first is preferred with probability sigmoid(d). Of a prompt the first 77 tokens are
+    read.
 
     Args:
         path: folder or hub id of the model.

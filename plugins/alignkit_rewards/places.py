@@ -12,9 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from alignkit.folders import located_folder
 
-# what a hub id is read at if no revision is given. Each stands in several public repositories, of which one is named
+# what a hub id is read at if no revision is given: commits that several public repositories name, which is
+# where they were found; README.md
 PINNED = {
-    # https://github.com/embeddings-benchmark/mteb, its metadata of dinov2_base
     "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
     "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
@@ -69,8 +69,8 @@ def model(path: str, *, revision: str | None, owner: str) -> Place:
         if weights := _matching(root, patterns):
             return Place(path, root, commit, _matching(root, ("config.json",)) | weights)
     raise ValueError(
-        f"{owner}: {path!r} has no weights: there is neither {' nor '.join((SAFETENSORS[0], PICKLED[0]))} in {root}; "
-        "give a folder that save_pretrained wrote, or a hub id"
+        f"{owner}: {path!r} has no weights: there is neither {' nor '.join((SAFETENSORS[0], PICKLED[0]))} in "
+        f"{root}; give a folder that save_pretrained wrote, or a hub id"
     )
 
 
@@ -86,7 +86,7 @@ def settings(path: str, *, marker: str, revision: str | None, owner: str) -> Pla
     Raises:
         ValueError: there is none.
     """
-    root, commit = _folder(path, marker, "processor or tokenizer", (), revision, owner)
+    root, commit = _folder(path, marker, "processor or tokenizer", ((marker,),), revision, owner)
     return Place(path, root, commit, _matching(root, SETTINGS))
 
 
@@ -115,7 +115,7 @@ def _folder(
     path: str,
     marker: str,
     kind: str,
-    weights: Sequence[Sequence[str]],
+    wanted: Sequence[Sequence[str]],
     revision: str | None,
     owner: str,
 ) -> tuple[Path, str | None]:
@@ -123,7 +123,7 @@ def _folder(
     if Path(root).exists():
         _check_local(path, revision, owner)
         return Path(root), None
-    return _snapshot(path, root, weights, revision, owner, named=repr(root))
+    return _snapshot(path, root, wanted, revision, owner, named=repr(root))
 
 
 def _check_local(path: str, revision: str | None, owner: str) -> None:
@@ -134,30 +134,31 @@ def _check_local(path: str, revision: str | None, owner: str) -> None:
 
 
 def _snapshot(
-    path: str, hub_id: str, weights: Sequence[Sequence[str]], revision: str | None, owner: str, *, named: str
+    path: str, hub_id: str, wanted: Sequence[Sequence[str]], revision: str | None, owner: str, *, named: str
 ) -> tuple[Path, str]:
     """The hub's cache, which is asked first: a machine that has it needs no network.
 
-    ``weights`` are kinds of files in order of preference: of the first that exists all are fetched.
+    ``wanted`` are kinds of files in order of preference: of the first that exists all are fetched.
     """
     fetched = partial(snapshot_download, hub_id, revision=revision or PINNED.get(hub_id))
     try:
         try:
             root = Path(fetched(local_files_only=True))
-            if not weights or any(_matching(root, patterns) for patterns in weights):
+            if any(_matching(root, patterns) for patterns in wanted):
                 return root, root.name
         except OSError:  # nothing of it is there
             pass
-        root = Path(fetched(allow_patterns=list(SETTINGS)))
-        for patterns in weights:
+        for patterns in wanted:
             root = Path(fetched(allow_patterns=[*SETTINGS, *patterns]))
             if _matching(root, patterns):
                 break
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{owner}: cannot get {path!r}: {named} is not on this machine, and the hub does not give it: {reason}\n"
-            "Give what is here, or a hub id that this machine can reach (`hf download` fetches one beforehand)"
+            f"{owner}: cannot get {path!r}: {named} is not on this machine, and the hub does not give it: "
+            f"{reason}\n"
+            "Give what is here, or a hub id that this machine can reach (`hf download` fetches one "
+            "beforehand)"
         ) from error
     return root, root.name
 

@@ -1,8 +1,8 @@
 """What a reward and its server tell each other, in JSON over HTTP. Suffixes: N images; C H W.
 
-POST / with {"images": [a PNG each, in base64], "prompts": [one each]} is answered by {"scores": [a number each]}.
-GET / is answered by {"reward": a name, "provenance": {...}}. Every refusal is {"error": a sentence} with a status of
-400 or more. PNG holds 8 bits a channel: that is what is scored.
+POST / with {"images": [a PNG each, in base64], "prompts": [one each]} is answered by {"scores": [a number
+each]}. GET / is answered by {"reward": a name, "provenance": {...}}. Every refusal is {"error": a sentence}
+with a status of 400 or more. PNG holds 8 bits a channel: that is what is scored.
 """
 
 import base64
@@ -38,9 +38,9 @@ def pictures(body: bytes, max_pixels: int) -> tuple[Tensor, list[str]]:
         said = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the request is no JSON: {error}") from error
-    texts = said.get("prompts") if isinstance(said, dict) else None
-    codes = said.get("images") if isinstance(said, dict) else None
-    if not _is_texts(texts) or not _is_texts(codes) or len(texts) != len(codes) or not codes:
+    said = said if isinstance(said, dict) else {}
+    texts, codes = _texts(said.get("prompts")), _texts(said.get("images"))
+    if not codes or len(texts) != len(codes):
         raise ValueError(
             'the request must be {"images": [...], "prompts": [...]}, as many texts each, one at least'
         )
@@ -108,5 +108,7 @@ def _image(data: bytes, owner: str) -> Tensor:
     return torch.from_numpy(byte_HWC.copy()).permute(2, 0, 1).float() / 255
 
 
-def _is_texts(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(item, str) for item in found)
+def _texts(found: object) -> list[str]:
+    """A list of texts; empty if it is something else."""
+    texts = found if isinstance(found, list) else []
+    return texts if all(isinstance(text, str) for text in texts) else []

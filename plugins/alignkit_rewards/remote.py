@@ -23,14 +23,14 @@ MAX_ANSWER = 2**24
 class RemoteReward(Reward):
     """What a server says, over HTTP: for a reward whose packages cannot be installed beside these.
 
-    ``alignkit serve-reward`` is such a server, and ``protocol.py`` says what any other must answer. Pictures are sent
-    as PNG, rounded to 8 bits, so no gradient comes back. Nothing but numbers is read of an answer.
+    ``alignkit serve-reward`` is such a server, and ``protocol.py`` says what any other must answer. Pictures
+    are sent as PNG, rounded to 8 bits, so no gradient comes back. Nothing but numbers is read of an answer.
 
     Args:
         url: of the server, http or https.
         timeout: seconds that one request may take.
-        retries: how often a request is repeated that found no server, or a busy one; a second later, then twice as
-            long each time.
+        retries: how often a request is repeated that found no server, or a busy one; a second later, then
+            twice as long each time.
         batch_size: pictures in one request.
     """
 

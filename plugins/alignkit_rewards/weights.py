@@ -31,14 +31,15 @@ def read_tensors(file: Path, owner: str) -> dict[str, Tensor]:
     except UNREADABLE as error:
         raise ValueError(
             f"{owner}: cannot read {str(file)!r}: {_reason(error)}\n"
-            "Only tensors are read, of a safetensors file or of what torch.save wrote; a pickle that needs code is "
-            "never run. Save its state_dict again as safetensors where you trust it"
+            "Only tensors are read, of a safetensors file or of what torch.save wrote; a pickle that needs "
+            "code is never run. Save its state_dict again as safetensors where you trust it"
         ) from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(
-            f"{owner}: {str(file)!r} must hold tensors by name, or have them under 'state_dict'; give a state_dict"
+            f"{owner}: {str(file)!r} must hold tensors by name, or have them under 'state_dict'; give a "
+            "state_dict"
         )
     return found
 
@@ -57,8 +58,8 @@ def config_of(place: Place, types: Collection[str], owner: str) -> dict[str, Any
     config: dict[str, Any] = json.loads((place.root / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") not in types:
         raise ValueError(
-            f"{owner}: {place.named!r} is a {config.get('model_type', 'model without a model_type')!r}, but must be "
-            f"one of {', '.join(types)}; give another folder or hub id"
+            f"{owner}: {place.named!r} is a {config.get('model_type', 'model without a model_type')!r}, but "
+            f"must be one of {', '.join(types)}; give another folder or hub id"
         )
     return config
 
@@ -101,7 +102,8 @@ def _network(kind: Any, root: Path | None, named: str, owner: str, **given: Any)
     except UNREADABLE as error:
         raise ValueError(
             f"{owner}: cannot make a {kind.__name__} of {named}: {_reason(error)}\n"
-            "Its weights must be tensors, of the names and shapes of that class; a pickle that needs code is never run"
+            "Its weights must be tensors, of the names and shapes of that class; a pickle that needs code "
+            "is never run"
         ) from error
     # transformers fills what is missing, or does not fit, with random numbers
     if report["mismatched_keys"]:
@@ -112,8 +114,8 @@ def _network(kind: Any, root: Path | None, named: str, owner: str, **given: Any)
         )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
-            f"{owner}: {named} lacks {len(missing)} weights of a {kind.__name__}, such as {missing[0]}; it is another "
-            "kind of model, or not whole"
+            f"{owner}: {named} lacks {len(missing)} weights of a {kind.__name__}, such as {missing[0]}; it "
+            "is another kind of model, or not whole"
         )
     return network.eval().requires_grad_(False)
 
