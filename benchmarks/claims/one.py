@@ -137,7 +137,7 @@ def judged(arm: Arm, seed: int, folder: Path, runs: Path) -> Iterator[dict[str, 
             network,
             prompts,
             images_per_prompt=NUM_PICTURES,
-            seed=picture_seed(seed),
+            seed=first_picture(seed),
             num_steps=20,
             guidance=3.0,
             tokens_ULD=tokens_ULD,
@@ -166,9 +166,9 @@ def prompts_of(seed: int) -> list[str]:
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
-def picture_seed(seed: int) -> int:
-    """Each training seed has pictures of its own noise."""
-    return 1000 + seed
+def first_picture(seed: int) -> int:
+    """Number of the first picture of each prompt: each training seed has pictures of its own."""
+    return 1000 + NUM_PICTURES * seed
 
 
 def base_path(seed: int, runs: Path) -> Path:
@@ -186,7 +186,7 @@ def base_features(seed: int, runs: Path, prompts: list[str]) -> Any:
             backbone.build_policy().eval(),
             prompts,
             images_per_prompt=NUM_PICTURES,
-            seed=picture_seed(seed),
+            seed=first_picture(seed),
             num_steps=20,
             guidance=3.0,
             label="",
