@@ -1,20 +1,20 @@
 """What the rewards around a CLIP share. Suffixes: N images; L tokens; D width; C H W."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPTokenizer
 
 from alignkit_rewards.framing import Frame, processor_framing
 from alignkit_rewards.places import Place, model, settings
 from alignkit_rewards.weights import load
 
-# of a CLIP, config.json says so; some files hold its picture part alone
+# what config.json says of a CLIP
 CLIP = ("clip",)
-PICTURES = ("clip", "clip_vision_model")
 TOKENIZER, PROCESSOR = "tokenizer_config.json", "preprocessor_config.json"
 AT_ONCE = 32
 
@@ -45,7 +45,7 @@ class Clip(nn.Module):
 
     def images(self, image_NCHW: Tensor) -> Tensor:
         """Embeds images in [0, 1] of any size, (N, D), of length 1."""
-        return embedded(self._image, image_NCHW, self.framing, self.network)
+        return embedded(partial(seen, self.network), image_NCHW, self.framing, self.network)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Embeds texts, (N, D), of length 1, each different one once.
@@ -64,11 +64,6 @@ class Clip(nn.Module):
         text_ND = torch.cat([self._text(token_NL, mask_NL) for token_NL, mask_NL in parts])
         place = {text: index for index, text in enumerate(distinct)}
         return text_ND[[place[text] for text in texts]]
-
-    def _image(self, pixel_NCHW: Tensor) -> Tensor:
-        seen = self.network.vision_model(pixel_values=pixel_NCHW).pooler_output
-        image_ND: Tensor = self.network.visual_projection(seen)
-        return image_ND
 
     def _text(self, token_NL: Tensor, mask_NL: Tensor) -> Tensor:
         read = self.network.text_model(input_ids=token_NL, attention_mask=mask_NL).pooler_output
@@ -90,11 +85,7 @@ class Pictures(nn.Module):
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Embeds images in [0, 1] of any size, (N, D), of length 1, in float32; differentiable."""
-
-        def embed(pixel_NCHW: Tensor) -> Tensor:
-            return self.embed(self.network, pixel_NCHW)
-
-        return embedded(embed, image_NCHW, self.framing, self.network)
+        return embedded(partial(self.embed, self.network), image_NCHW, self.framing, self.network)
 
 
 def embedded(embed: Callable[[Tensor], Tensor], image_NCHW: Tensor, framing: Frame, network: Any) -> Tensor:
@@ -102,6 +93,12 @@ def embedded(embed: Callable[[Tensor], Tensor], image_NCHW: Tensor, framing: Fra
     return in_parts(
         lambda part: F.normalize(embed(framed(image_NCHW[part], framing, network)).float(), dim=1), image_NCHW
     )
+
+
+def seen(network: Any, pixel_NCHW: Tensor) -> Tensor:
+    """A CLIP's embeddings of framed pictures, (N, D), of any length."""
+    image_ND: Tensor = network.visual_projection(network.vision_model(pixel_values=pixel_NCHW).pooler_output)
+    return image_ND
 
 
 def framed(image_NCHW: Tensor, framing: Frame, network: Any) -> Tensor:
@@ -140,8 +137,9 @@ def load_pictures(path: str, revision: str | None, owner: str) -> tuple[Pictures
         ValueError: something of it is not there, or is something else.
     """
     place = model(path, revision=revision, owner=owner)
-    network = load(CLIPVisionModelWithProjection, place, PICTURES, owner)
-    pictures = Pictures(network, _projected, processor_framing(place.root, owner).frame)
+    network = load(CLIPModel, place, CLIP, owner)
+    del network.text_model, network.text_projection  # half a gigabyte of ViT-L/14
+    pictures = Pictures(network, seen, processor_framing(place.root, owner).frame)
     return pictures, {"clip": place}
 
 
@@ -173,8 +171,3 @@ def tokenizer_of(kind: Any, place: Place, owner: str) -> Any:
 def origins(places: Mapping[str, Place]) -> dict[str, str]:
     """What a record says of several places, by what each is."""
     return {name: said for part, place in places.items() for name, said in place.origins(part).items()}
-
-
-def _projected(network: Any, pixel_NCHW: Tensor) -> Tensor:
-    image_ND: Tensor = network(pixel_values=pixel_NCHW).image_embeds
-    return image_ND

@@ -50,6 +50,8 @@ class Framing(NamedTuple):
         elif self.shortest is not None:
             short = min(height, width)
             height, width = int(self.shortest * height / short), int(self.shortest * width / short)
+        # as PIL: first along rows, and what overshoots is cut off before the columns as well
+        image_NCHW = resized(image_NCHW, (image_NCHW.shape[-2], width), self.mode).clamp(0, 1)
         image_NCHW = resized(image_NCHW, (height, width), self.mode).clamp(0, 1)
         if self.crop is not None:
             top, left = ((edge - kept) // 2 for edge, kept in zip((height, width), self.crop, strict=True))

@@ -24,6 +24,8 @@ PINNED = {
     "zai-org/ImageReward": "5736be03b2652728fb87788c9797b0570450ab72",
 }
 SETTINGS = ("*.json", "vocab.txt", "merges.txt")
+# what is read beside weights
+BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json")
 SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin")
 
@@ -67,7 +69,7 @@ def model(path: str, *, revision: str | None, owner: str) -> Place:
     root, commit = _folder(path, "config.json", "model", (SAFETENSORS, PICKLED), revision, owner)
     for patterns in (SAFETENSORS, PICKLED):
         if weights := _matching(root, patterns):
-            return Place(path, root, commit, _matching(root, ("config.json",)) | weights)
+            return Place(path, root, commit, _matching(root, BESIDE) | weights)
     raise ValueError(
         f"{owner}: {path!r} has no weights: there is neither {' nor '.join((SAFETENSORS[0], PICKLED[0]))} in "
         f"{root}; give a folder that save_pretrained wrote, or a hub id"
