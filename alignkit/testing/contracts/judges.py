@@ -1,16 +1,20 @@
 """What rewards and features promise. Shape suffixes: N images; C H W."""
 
+import json
+
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from alignkit.components import Features, Reward
+from alignkit.components import Features, Measure, Reward
 from alignkit.noise import uniform
 from alignkit.types import Key
 
 __all__ = [
     "test_features_are_of_length_one_and_of_an_image_alone",
+    "test_features_say_where_they_come_from",
     "test_reward_gives_one_finite_score_per_image_whatever_stands_beside_it",
+    "test_reward_says_where_it_comes_from",
     "test_reward_sends_gradient_to_the_image_if_it_says_so",
 ]
 
@@ -64,3 +68,20 @@ def test_features_are_of_length_one_and_of_an_image_alone(features: Features) ->
         assert (distance_NN[~torch.eye(COUNT, dtype=torch.bool)] > 1e-4).all()
         assert_close(features(pictures().flip(0)), feature_ND.flip(0), rtol=1e-4, atol=1e-4)
         assert_close(features(pictures()[1:2]), feature_ND[1:2], rtol=1e-4, atol=1e-4)
+
+
+def test_reward_says_where_it_comes_from(reward: Reward) -> None:
+    """For the record of an evaluation: texts by name, its class among them."""
+    _says_where_it_comes_from(reward)
+
+
+def test_features_say_where_they_come_from(features: Features) -> None:
+    """As a reward does."""
+    _says_where_it_comes_from(features)
+
+
+def _says_where_it_comes_from(measure: Measure) -> None:
+    told = measure.provenance()
+    assert told["class"] == f"{type(measure).__module__}.{type(measure).__name__}"
+    assert all(isinstance(text, str) for item in told.items() for text in item)
+    assert json.loads(json.dumps(told)) == told
