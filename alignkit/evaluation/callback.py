@@ -151,7 +151,7 @@ class Evaluation(pl.Callback):
             name: score(image, prompts, rewards=self.rewards, features=self.features)
             for name, image in aligned.items()
         }
-        reports = {name: compare(base_scores, scored) for name, scored in scores.items()}
+        reports = {name: compare(prompts, base_scores, scored) for name, scored in scores.items()}
         for name, report in reports.items():
             whom = "" if name == ALIGNED else f"for {name}: "
             rank_zero_info(
@@ -162,7 +162,7 @@ class Evaluation(pl.Callback):
             return {"prompts": prompts, **options, "scores": reports[ALIGNED]}
         # what it matters for whom a picture is drawn: same prompts and seeds, told of one and of the other
         contrasts = {
-            f"{name} - {other}": compare(scores[other], scores[name])
+            f"{name} - {other}": compare(prompts, scores[other], scores[name])
             for name, other in permutations(scores, 2)
         }
         return {"prompts": prompts, **options, "audiences": reports, "contrasts": contrasts}

@@ -13,10 +13,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from alignkit.components import Backbone, Features, Reward
-from alignkit.evaluation.bootstrap import Interval, bootstrap
+from alignkit.evaluation.bootstrap import Interval
+from alignkit.evaluation.contents import Evaluated
 from alignkit.evaluation.drawing import drawn, picture_seed
-from alignkit.evaluation.results import Scores
-from alignkit.evaluation.spread import displacement, diversity
+from alignkit.evaluation.results import Prompt, Results, Scores
+from alignkit.evaluation.statistics import comparisons
 from alignkit.module import AlignModule
 
 # how many pictures are denoised at once
@@ -87,33 +88,33 @@ def score(
     return Scores(reward_PS, feature_ND.view(*image_PMCHW.shape[:2], -1).numpy())
 
 
-def compare(base: Scores, aligned: Scores) -> dict[str, dict[str, Any]]:
-    """For every judge: both means, their paired difference, and the aligned model's share of wins.
+def compare(prompts: Sequence[str], base: Scores, aligned: Scores) -> dict[str, dict[str, Any]]:
+    """For every measure: both means, their paired difference, and the aligned model's share of wins.
 
-    A win is counted by prompt. A judge that is positive throughout, such as a similarity, also gets
-    the ratio of the means. Embeddings give diversity, and displacement from the base.
+    The figures are those of ``comparisons``. A measure that is positive for every prompt, such as a
+    similarity, also gets the ratio of the means. Displacement is the aligned model's alone.
     """
-    pairs = {
-        name: (base_PS.mean(1), aligned.reward_PS[name].mean(1)) for name, base_PS in base.reward_PS.items()
+    judged = [*base.reward_PS.values(), *([] if base.feature_PSD is None else [base.feature_PSD])]
+    if not judged:
+        return {}
+    shown = tuple(map(Prompt, prompts))
+    results = Results(shown, tuple(range(judged[0].shape[1])), {"base": base, "aligned": aligned})
+    lowest = {
+        name: min(scores.reward_PS[name].mean(1).min() for scores in (base, aligned))
+        for name in base.reward_PS
     }
-    moved_P = None
-    if base.feature_PSD is not None and aligned.feature_PSD is not None:
-        moved_P = displacement(aligned.feature_PSD, base.feature_PSD)
-        if base.feature_PSD.shape[1] > 1:
-            pairs["diversity"] = diversity(base.feature_PSD), diversity(aligned.feature_PSD)
     report: dict[str, dict[str, Any]] = {}
-    for name, (base_P, aligned_P) in pairs.items():
-        won_P = (aligned_P > base_P) + 0.5 * (aligned_P == base_P)
-        report[name] = {
-            "base": bootstrap(base_P)._asdict(),
-            "aligned": bootstrap(aligned_P)._asdict(),
-            "difference": bootstrap(aligned_P - base_P)._asdict(),
-            "win_rate": bootstrap(won_P)._asdict(),
+    for one in comparisons(results, [Evaluated("base", ""), Evaluated("aligned", "")]):
+        parts = {
+            "base": one.against_mean,
+            "aligned": one.mean,
+            "difference": one.difference,
+            "win_rate": one.win_rate,
         }
-        if min(base_P.min(), aligned_P.min()) > 0:
-            report[name]["ratio"] = float(aligned_P.mean() / base_P.mean())
-    if moved_P is not None:
-        report["displacement"] = {"aligned": bootstrap(moved_P)._asdict()}
+        report[one.measure] = {name: part._asdict() for name, part in parts.items() if part is not None}
+        # the other measures are never negative
+        if one.against_mean is not None and lowest.get(one.measure, one.against_mean.mean) > 0:
+            report[one.measure]["ratio"] = one.mean.mean / one.against_mean.mean
     return report
 
 

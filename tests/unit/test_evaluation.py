@@ -50,14 +50,14 @@ def judged(*value_P: float) -> Scores:
 
 def test_difference_is_paired_by_prompt() -> None:
     """Every prompt gains exactly 1: the difference has no spread, however different the prompts are."""
-    report = compare(judged(-5.0, 0.0, 7.0), judged(-4.0, 1.0, 8.0))["Judge"]
+    report = compare(["a", "b", "c"], judged(-5.0, 0.0, 7.0), judged(-4.0, 1.0, 8.0))["Judge"]
     assert report["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert report["win_rate"]["mean"] == 1.0
     assert "ratio" not in report
 
 
 def test_ties_count_half_and_positive_judges_have_a_ratio() -> None:
-    report = compare(judged(1.0, 3.0), judged(1.0, 5.0))["Judge"]
+    report = compare(["a", "b"], judged(1.0, 3.0), judged(1.0, 5.0))["Judge"]
     assert report["win_rate"]["mean"] == 0.75
     assert report["ratio"] == pytest.approx(1.5)
     assert "Judge" in table({"Judge": report})
@@ -82,7 +82,7 @@ def test_embeddings_tell_of_diversity_and_displacement() -> None:
     """Angles between images: 1 for the base, 0.5 for the aligned, each of which moved by 0.25."""
     base = score(torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1), ["a"], rewards=[], features=Angle())
     aligned = score(torch.tensor([0.25, 0.75]).view(1, 2, 1, 1, 1), ["a"], rewards=[], features=Angle())
-    report = compare(base, aligned)
+    report = compare(["a"], base, aligned)
     assert report["diversity"]["base"]["mean"] == pytest.approx(1 - np.cos(1))
     assert report["diversity"]["aligned"]["mean"] == pytest.approx(1 - np.cos(0.5))
     assert report["displacement"]["aligned"]["mean"] == pytest.approx(1 - np.cos(0.25))
@@ -91,7 +91,7 @@ def test_embeddings_tell_of_diversity_and_displacement() -> None:
 
 def test_one_image_of_a_prompt_has_no_diversity() -> None:
     shown = score(torch.zeros(1, 1, 1, 1, 1), ["a"], rewards=[], features=Angle())
-    assert set(compare(shown, shown)) == {"displacement"}
+    assert set(compare(["a"], shown, shown)) == {"displacement"}
     with pytest.raises(ValueError, match="at least 2 images of a prompt, got 1"):
         diversity(np.ones((3, 1, 1)))
 
