@@ -108,7 +108,9 @@ def _metrics(summary: Mapping[str, Any], solver: str) -> str:
             "|---|---|---|---|---|",
         ]
         for judge, scores in summary["scores"].items():
-            cells = [_interval(scores[part]) for part in ("base", "aligned", "difference", "win_rate")]
+            # displacement is the aligned model's alone
+            parts = ("base", "aligned", "difference", "win_rate")
+            cells = [_interval(scores[part]) if part in scores else "" for part in parts]
             lines.append(f"| {judge} | {' | '.join(cells)} |")
         lines.append("")
     if summary.get("held_out"):

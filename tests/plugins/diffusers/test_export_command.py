@@ -263,8 +263,9 @@ def test_the_card_says_what_the_weights_are(run: Trained, tmp_path: Path) -> Non
     }
     folder = Path(shutil.copytree(run.folder, tmp_path / "plums"))
     summary = json.loads((folder / "summary.json").read_text())
+    judged = {"Taste": scores, "displacement": {"aligned": scores["aligned"]}}
     more = {"prompts": ["a", "b"], "images_per_prompt": 3, "num_steps": 20, "guidance": 7.5}
-    (folder / "summary.json").write_text(json.dumps({**summary, **more, "scores": {"Taste": scores}}))
+    (folder / "summary.json").write_text(json.dumps({**summary, **more, "scores": judged}))
     export(run._replace(folder=folder), "--format", "pipeline", "--out", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
@@ -276,6 +277,7 @@ def test_the_card_says_what_the_weights_are(run: Trained, tmp_path: Path) -> Non
         "tags": ["alignkit", "diffusers", "text-to-image", "lora"],
     }
     assert "| Taste | 0.100 [0.050, 0.150] | 0.300 [0.200, 0.400] | 0.200 [0.100, 0.300] | 0.750" in body
+    assert "| displacement |  | 0.300 [0.200, 0.400] |  |  |" in body
     assert "2 held-out prompts, 3 pictures of each; DDIM, 20 steps, guidance 7.5" in body
     assert "low-rank adapters trained with DiffusionDPO, SharedNoise, 3 optimizer steps" in body
     assert "- Method: [Diffusion Model Alignment Using Direct Preference Optimization]" in body
