@@ -68,14 +68,14 @@ def _over_optimised(model: Evaluated, base: Evaluated, standings: Standings) -> 
         return
     found = standings.differences(model.name, base.name, unseen)
     fell, rose = _of(Standing.LOWER, found), _of(Standing.HIGHER, found)
-    gain = f"{model.name} gains on {_names(gained)}, which it was trained on"
+    gain = f"{model.name} gains on {_names(gained)}, which training saw"
     if fell:
         others = f"; it gains on {_names(rose)}" if rose else ""
-        yield f"Over-optimised: {gain}, and loses on {_names(fell)}, which it never saw{others}."
+        yield f"Over-optimised: {gain}, and loses on {_names(fell)}, which it did not{others}."
     elif not rose:
-        yield f"A sign of over-optimisation: {gain}, and for certain on none that it never saw ({_names(found)})."
+        yield f"A sign of over-optimisation: {gain}, and on no other for certain: {_names(found)}."
     else:
-        yield f"No sign of over-optimisation: {gain}, and on {_names(rose)}, which it never saw."
+        yield f"No sign of over-optimisation: {gain}, and on {_names(rose)}, which it did not."
 
 
 def _cost(model: Evaluated, base: Evaluated, standings: Standings) -> Iterator[str]:
