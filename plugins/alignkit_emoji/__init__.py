@@ -26,3 +26,9 @@ def alignkit_rewards() -> Mapping[str, str]:
 def alignkit_features() -> Mapping[str, str]:
     """What the shipped judge sees."""
     return {"EmojiFeatures": "alignkit_emoji.features:EmojiFeatures"}
+
+
+@hookimpl
+def alignkit_suites() -> Mapping[str, str]:
+    """The held-out prompts."""
+    return {"Emoji": "alignkit_emoji.suite:Emoji"}

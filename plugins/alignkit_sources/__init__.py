@@ -1,4 +1,4 @@
-"""Preference pairs from files."""
+"""Preference pairs from files, and published lists of prompts."""
 
 from collections.abc import Mapping
 
@@ -19,4 +19,15 @@ def alignkit_sources() -> Mapping[str, str]:
         "WebDatasetPairs": "alignkit_sources.webdataset:WebDatasetPairs",
         "Captioned": "alignkit_sources.captioned:Captioned",
         "CaptionedTable": "alignkit_sources.captioned:CaptionedTable",
+    }
+
+
+@hookimpl
+def alignkit_suites() -> Mapping[str, str]:
+    return {
+        "DrawBench": "alignkit_sources.suites:DrawBench",
+        "GenEval": "alignkit_sources.suites:GenEval",
+        "HPDv2Benchmark": "alignkit_sources.suites:HPDv2Benchmark",
+        "PartiPrompts": "alignkit_sources.suites:PartiPrompts",
+        "PickAPicUnique": "alignkit_sources.suites:PickAPicUnique",
     }

@@ -27,6 +27,7 @@ from tests.plugins.rewards.models import (
     tiny_image_reward,
 )
 from tests.plugins.sources.formats import WRITERS, ten_pairs
+from tests.plugins.sources.prompt_lists import LISTS
 
 
 def BACKBONE(folder: Path) -> StableDiffusion:
@@ -74,6 +75,7 @@ ARGUMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     },
     "PickScore": lambda folder: {"path": clip(folder), "processor": str(folder / "clip")},
     "RemoteReward": serving,
+    **LISTS,
     "FlippedPairs": flipped,
     "UserSplit": lambda folder: {"source": ToyPairs(30)},
     "UserTokens": lambda folder: {

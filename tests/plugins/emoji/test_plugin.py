@@ -10,7 +10,11 @@ import alignkit_emoji
 from alignkit import components
 from alignkit.hookspecs import KINDS
 
-BASES = {"source": components.PairSource, "reward": components.Reward}
+BASES = {
+    "source": components.PairSource,
+    "reward": components.Reward,
+    "suite": components.PromptSuite,
+}
 NAMED = [
     (kind, name, path)
     for kind, hook in KINDS.items()
@@ -19,7 +23,7 @@ NAMED = [
 ]
 
 
-def test_plugin_names_its_six_components():
+def test_plugin_names_its_seven_components():
     assert [name for _, name, _ in NAMED] == [
         "EmojiPairs",
         "MajorityTaste",
@@ -27,6 +31,7 @@ def test_plugin_names_its_six_components():
         "EmojiFidelity",
         "EmojiRecognition",
         "EmojiFeatures",
+        "Emoji",
     ]
 
 
