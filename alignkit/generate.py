@@ -119,7 +119,7 @@ def aligned(run: Run) -> nn.Module:
         network = run.backbone.build_policy()
         run.conditioner.attach(network)
         run.conditioner.load(network, run.folder)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"--run {run.folder}: no trained network to load; did its training come to its end?\n{error}"
         ) from error

@@ -95,7 +95,7 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
         comparisons=compared,
         results=results,
         pictures=paths_of(wanted, len(numbers)),
-        manifest=_manifest(options, arguments, suite, scorers, sampling, identities)
+        manifest=_manifest(options, arguments, suite, scorers, sampling, numbers, identities)
         | {"times": {"started": started, "finished": now()}},
     )
     paths = write(report, out)
@@ -151,10 +151,13 @@ def _manifest(
     suite: Suite,
     scorers: Sequence[Scorer],
     sampling: Sampling,
+    numbers: Sequence[int],
     identities: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     return {
         "sampling": {**sampling._asdict(), "batch_size": options.batch_size},
+        "seeds": list(numbers),
+        "noise": "of each picture by blake2b of its prompt and seed, the same for all models",
         "device": device_name(options.device),
         "models": {name: dict(identity) for name, identity in identities.items()},
         "suite": {
