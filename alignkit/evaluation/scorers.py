@@ -88,5 +88,5 @@ def built_judge(kind: str, settings: Mapping[str, Any], device: torch.device) ->
 def scorer(kind: str, settings: Mapping[str, Any]) -> Scorer:
     """Builds a scorer, on the CPU."""
     judge, name = built_judge(kind, settings, torch.device("cpu")), class_name(settings)
-    provenance: dict[str, Any] = {}
-    return Scorer(name, settings, judge, key_of(settings, provenance), provenance)
+    # not by its provenance: another release of whoever brings it judges alike until its weights differ
+    return Scorer(name, settings, judge, key_of(settings, dict(judge.origins())), judge.provenance())
