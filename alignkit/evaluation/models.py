@@ -75,7 +75,7 @@ class Finder:
             return [plain(name or type(backbone).__name__, source, backbone)]
         folder, checkpoint = at(source)
         if (folder / CONFIG).is_file():
-            return self._run(name or folder.resolve().name, folder, checkpoint)
+            return self._run(name, folder, checkpoint)
         return [plain(name or folder.name, source, self._loaded(source))]
 
     def _base(self, name: str) -> Model:
@@ -87,8 +87,8 @@ class Finder:
         run = opened(folder)
         if checkpoint is not None:
             found = saved(find(folder, checkpoint), f"--model {folder}@{checkpoint}")
-            name = name if "@" in name else f"{name}@{checkpoint}"
-            return _audiences(run, name, f"{folder}@{checkpoint}", found)
+            return _audiences(run, name or f"{folder.resolve().name}@{checkpoint}", str(found.path), found)
+        name = name or folder.resolve().name
         if not self._checkpoints:
             return _audiences(run, name, str(folder), None)
         series = [saved(path, f"--checkpoints {folder}") for path in kept(folder)]
