@@ -4,9 +4,12 @@ import argparse
 import errno
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import track
 
 from alignkit.catalog import Catalog
 from alignkit.commandline import refusals
@@ -67,7 +70,10 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
     models = _with_training(models, options.trained_on)
     if len(models) < 2:
         raise ValueError(f"--model: there is only {models[0].about.name!r}; give another one to compare with")
-    identities = {model.about.name: identified(model) for model in models}
+    console = Console(stderr=True)
+    quiet = not (console.is_terminal and _is_first())
+    listed = track(models, "loading models", console=console, transient=True, disable=quiet)
+    identities = {model.about.name: identified(model) for model in listed}
     wanted = {
         model.about.name: pictures_of(model, identities[model.about.name], suite.prompts, numbers, sampling)
         for model in models
@@ -77,7 +83,8 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
     jobs = jobs_of(store, list(wanted.values()), [scorer.key for scorer in scorers], options.batch_size)
     keys = {name: key_of(identity) for name, identity in identities.items()}
     if _is_first():
-        _say_what_comes(suite, models, numbers, jobs, record.changed(keys))
+        same = [pair for pair in combinations(keys, 2) if keys[pair[0]] == keys[pair[1]]]
+        _say_what_comes(suite, models, numbers, jobs, record.changed(keys), same)
         record.write(keys)
     if jobs:
         module = Predicting(jobs, models, sampling, {scorer.key: scorer for scorer in scorers}, store)
@@ -110,14 +117,14 @@ def _is_first() -> bool:
 def _with_training(models: Sequence[Model], said: Sequence[str]) -> list[Model]:
     """Models, with the rewards that their training has seen: without a name, those of all but the base."""
     names = [model.about.name for model in models]
-    seen: dict[str, list[str]] = {name: [] for name in names}
+    seen = {model.about.name: dict.fromkeys(model.about.trained_on) for model in models}
     for one in said:
         name, _, reward = one.rpartition("=")
         if name and name not in seen:
             raise ValueError(f"--trained-on {one}: no model is named {name!r}; there are {', '.join(names)}")
         for model in models if not name else (models[names.index(name)],):
             if name or model.about.source != "base":
-                seen[model.about.name].append(reward)
+                seen[model.about.name][reward] = None
     return [
         model._replace(about=model.about._replace(trained_on=tuple(seen[model.about.name])))
         for model in models
@@ -130,9 +137,12 @@ def _say_what_comes(
     numbers: Sequence[int],
     jobs: Sequence[Any],
     changed: Sequence[str],
+    same: Sequence[tuple[str, str]],
 ) -> None:
     for remark in suite.remarks:
         print(f"{suite.name}: {remark}")
+    for name, other in same:
+        print(f"{name} and {other} are the same model")
     for name in changed:
         print(f"{name}: has other weights than before under this name; drawn anew, earlier pictures are left")
     total = len(models) * len(suite.prompts) * len(numbers)

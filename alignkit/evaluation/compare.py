@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from alignkit.components import Backbone, Features, Reward
 from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Evaluated
 from alignkit.evaluation.drawing import drawn, picture_seed
+from alignkit.evaluation.judging import judged
 from alignkit.evaluation.results import Prompt, Results, Scores
 from alignkit.evaluation.statistics import comparisons
 from alignkit.module import AlignModule
@@ -71,7 +71,6 @@ def draw(
     return image_NCHW.view(len(prompts), images_per_prompt, *image_NCHW.shape[1:])
 
 
-@torch.no_grad()
 def score(
     image_PMCHW: Tensor, prompts: Sequence[str], *, rewards: Sequence[Reward], features: Features | None
 ) -> Scores:
@@ -79,12 +78,12 @@ def score(
     image_NCHW = image_PMCHW.flatten(0, 1)
     repeated = [prompt for prompt in prompts for _ in range(image_PMCHW.shape[1])]
     reward_PS = {
-        type(reward).__name__: reward(image_NCHW, repeated).view(image_PMCHW.shape[:2]).double().numpy()
+        type(reward).__name__: judged(reward, image_NCHW, repeated).view(image_PMCHW.shape[:2]).numpy()
         for reward in rewards
     }
     if features is None:
         return Scores(reward_PS)
-    feature_ND = F.normalize(features(image_NCHW).double(), dim=1)
+    feature_ND = judged(features, image_NCHW, repeated)
     return Scores(reward_PS, feature_ND.view(*image_PMCHW.shape[:2], -1).numpy())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from torch import Tensor, nn
 
 from alignkit.building import build
@@ -15,6 +16,7 @@ from alignkit.catalog import Catalog
 from alignkit.checkpoints import Saved, find, kept, saved
 from alignkit.components import Backbone
 from alignkit.evaluation.contents import Evaluated
+from alignkit.evaluation.seen import rewards_seen
 from alignkit.generate import CONFIG, Run, aligned, opened
 from alignkit.mistakes import UsageError, cause
 from alignkit.naming import expand, inline
@@ -85,6 +87,13 @@ class Finder:
 
     def _run(self, name: str, folder: Path, checkpoint: str | None) -> list[Model]:
         run = opened(folder)
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        models = self._of_run(run, name, checkpoint)
+        seen = rewards_seen(config, self._catalog.names("reward"))
+        return [model._replace(about=model.about._replace(trained_on=seen)) for model in models]
+
+    def _of_run(self, run: Run, name: str, checkpoint: str | None) -> list[Model]:
+        folder = run.folder
         if checkpoint is not None:
             found = saved(find(folder, checkpoint), f"--model {folder}@{checkpoint}")
             return _audiences(run, name or f"{folder.resolve().name}@{checkpoint}", str(found.path), found)

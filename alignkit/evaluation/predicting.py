@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from alignkit.callbacks import ProgressBar
 from alignkit.evaluation.drawing import drawn, picture_seed, read_picture
+from alignkit.evaluation.judging import judged
 from alignkit.evaluation.models import Model
 from alignkit.evaluation.scorers import Scorer
 from alignkit.evaluation.sheet import to_pictures
@@ -111,7 +112,7 @@ class Predicting(pl.LightningModule):
             self._store.save_pictures(job.pictures, to_pictures(image_NCHW), told)
         prompts = [picture.prompt for picture in job.pictures]
         image_NCHW = image_NCHW.to(self.device)
-        values = {key: self._scorers[key](image_NCHW, prompts).numpy() for key in job.scorers}
+        values = {key: judged(self._scorers[key].judge, image_NCHW, prompts).numpy() for key in job.scorers}
         self._store.write(job.pictures, values)
         return len(job.pictures)
 
@@ -148,8 +149,14 @@ class Predicting(pl.LightningModule):
 
 
 def predict(module: Predicting, *, device: str, devices: int, num_nodes: int) -> None:
-    """Runs it over all processes."""
+    """Runs it over all processes.
+
+    Raises:
+        ValueError: one device is named, and several are wanted.
+    """
     where = torch.device(device)
+    if where.index is not None and devices > 1:
+        raise ValueError(f"--device {device} names one of them; leave the number out, or --devices {devices}")
     one = [where.index] if where.index is not None else devices
     options: dict[str, Any] = {"strategy": "ddp"} if devices * num_nodes > 1 else {}
     trainer = pl.Trainer(

@@ -1,10 +1,10 @@
 """Who judges pictures: rewards, and features by whose distances pictures differ."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from alignkit.building import build
 from alignkit.catalog import Catalog
@@ -29,28 +29,6 @@ class Scorer(NamedTuple):
     judge: Reward | Features
     key: str
     provenance: Mapping[str, Any]
-
-    @torch.no_grad()
-    def __call__(self, image_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (N,) of a reward, or embeddings (N, D) of length 1, float64 on the CPU.
-
-        Raises:
-            ValueError: they are not finite numbers, as many as images.
-        """
-        with torch.autocast(image_NCHW.device.type, enabled=False):
-            if isinstance(self.judge, Reward):
-                found = self.judge(image_NCHW, prompts).double()
-            else:
-                found = nn.functional.normalize(self.judge(image_NCHW).double(), dim=1)
-        wanted = "a finite number" if isinstance(self.judge, Reward) else "a vector of finite numbers"
-        good = found.shape[:1] == (len(prompts),) and found.ndim == 1 + isinstance(self.judge, Features)
-        if not good or not found.isfinite().all():
-            raise ValueError(
-                f"{self.name}: must give {wanted} for every image, got {found.flatten()[:8].tolist()} in a "
-                f"shape of {list(found.shape)}"
-            )
-        score: Tensor = found.cpu()
-        return score
 
 
 def named_settings(

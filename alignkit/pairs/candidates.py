@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alignkit.components import Backbone, Reward
 from alignkit.evaluation.drawing import drawn
+from alignkit.evaluation.judging import judged
 from alignkit.evaluation.sheet import to_pictures
 from alignkit.pairs.files import is_there, write_table
 from alignkit.rollout import Provenance, Request, seed_of
@@ -142,7 +143,7 @@ class Candidates:
             rows["seed"] += [seed_of(self.order.provenance, request) for request in asked]
             rows["png"] += [_encoded(picture) for picture in to_pictures(image_NCHW)]
             for name, reward in rewards.items():
-                rows[name] += _scores(name, reward, image_NCHW, [request.prompt for request in asked])
+                rows[name] += judged(reward, image_NCHW, [request.prompt for request in asked]).tolist()
         write_table(self.path(part), [pa.table(rows)], {"provenance": self.order.told()})
 
     def read(self) -> Iterator[list[Drawn]]:
@@ -169,16 +170,3 @@ def _encoded(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _scores(name: str, reward: Reward, image_NCHW: Tensor, prompts: Sequence[str]) -> list[float]:
-    """What a reward says.
-
-    Raises:
-        ValueError: it does not say a number of every image.
-    """
-    score_N = reward(image_NCHW, prompts).double().cpu()
-    if score_N.shape != (len(prompts),) or not score_N.isfinite().all():
-        raise ValueError(f"{name}: must give a finite number for every image, got {score_N.tolist()}")
-    scores: list[float] = score_N.tolist()
-    return scores
