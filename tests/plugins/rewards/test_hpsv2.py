@@ -69,6 +69,16 @@ def test_safetensors_are_read_as_well_and_told(base: Path, tmp_path: Path) -> No
     assert len(safe.provenance()["model sha256 hps.safetensors"]) == 64
 
 
+def test_half_precision_is_held_in_single(base: Path, tmp_path: Path) -> None:
+    """As weights that were compressed for publication are."""
+    weights = {name: weight.half() for name, weight in open_clip().state_dict().items()}
+    torch.save({"state_dict": weights}, tmp_path / "half.pt")
+    reward = HPSv2(str(tmp_path / "half.pt"), base=str(base))
+    assert {parameter.dtype for parameter in reward.parameters()} == {torch.float32}
+    image_NCHW = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    assert_close(reward(image_NCHW, PROMPTS), expected(normalized(image_NCHW)), rtol=0, atol=0.5)
+
+
 def test_every_weight_of_open_clip_gets_one_of_transformers() -> None:
     weights = open_clip().state_dict()
     found, unknown = to_transformers(weights)
