@@ -15,7 +15,7 @@ from alignkit_rewards.weights import load
 
 # what config.json says of a CLIP
 CLIP = ("clip",)
-TOKENIZER, PROCESSOR = "tokenizer_config.json", "preprocessor_config.json"
+TOKENIZER = "tokenizer_config.json"
 AT_ONCE = 32
 
 
@@ -39,7 +39,12 @@ class Clip(nn.Module):
         return scale.exp()
 
     def cosines(self, image_NCHW: Tensor, texts: Sequence[str]) -> Tensor:
-        """Of each picture and its text, (N,), in float32, where the pictures are; differentiable."""
+        """Of each picture and its text, (N,), in float32, where the pictures are; differentiable.
+
+        Raises:
+            ValueError: there are not as many of both.
+        """
+        check_pairs(image_NCHW, texts)
         text_ND = self.texts(texts).to(image_NCHW.device)
         return (self.images(image_NCHW) * text_ND).sum(1)
 
@@ -106,6 +111,16 @@ def framed(image_NCHW: Tensor, framing: Frame, network: Any) -> Tensor:
     return framing(image_NCHW.to(network.device).float()).to(network.dtype)
 
 
+def check_pairs(image_NCHW: Tensor, prompts: Sequence[str]) -> None:
+    """Refuses prompts that torch would repeat silently.
+
+    Raises:
+        ValueError: there is not one for each image.
+    """
+    if len(image_NCHW) != len(prompts):
+        raise ValueError(f"a reward needs a prompt for each of {len(image_NCHW)} images, got {len(prompts)}")
+
+
 def in_parts(compute: Callable[[slice], Tensor], image_NCHW: Tensor) -> Tensor:
     """Something of every picture, a few at a time: so that memory does not grow with their number."""
     firsts = range(0, len(image_NCHW), AT_ONCE)
@@ -124,7 +139,7 @@ def load_clip(
     beside = settings(processor, marker=TOKENIZER, revision=processor_revision, owner=f"{owner}: processor")
     clip = Clip(
         load(CLIPModel, place, CLIP, owner),
-        clip_tokenizer(beside, owner),
+        tokenizer_of(CLIPTokenizer, beside, owner),
         processor_framing(beside.root, owner).frame,
     )
     return clip, {"model": place, "processor": beside}
@@ -143,15 +158,6 @@ def load_pictures(path: str, revision: str | None, owner: str) -> tuple[Pictures
     return pictures, {"clip": place}
 
 
-def clip_tokenizer(place: Place, owner: str) -> CLIPTokenizer:
-    """Loads a CLIP's tokenizer.
-
-    Raises:
-        ValueError: it has no vocabulary.
-    """
-    return tokenizer_of(CLIPTokenizer, place, owner)
-
-
 def tokenizer_of(kind: Any, place: Place, owner: str) -> Any:
     """Loads a tokenizer of a class of transformers.
 
@@ -162,8 +168,7 @@ def tokenizer_of(kind: Any, place: Place, owner: str) -> Any:
     # where there is no file transformers gives a tokenizer that knows its marks alone
     if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
         raise ValueError(
-            f"{owner}: {place.named!r} has no vocabulary of a {kind.__name__}; give a folder or hub id that "
-            "has"
+            f"{owner}: {place.named!r} has no vocabulary of a {kind.__name__}; give another folder or hub id"
         )
     return tokenizer
 

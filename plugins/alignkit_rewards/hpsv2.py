@@ -5,10 +5,10 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from alignkit import Reward
-from alignkit_rewards.clip import CLIP, TOKENIZER, Clip, clip_tokenizer, origins
+from alignkit_rewards.clip import CLIP, TOKENIZER, Clip, origins, tokenizer_of
 from alignkit_rewards.framing import normalized, processor_framing, resized
 from alignkit_rewards.open_clip_keys import to_transformers
 from alignkit_rewards.places import settings, single_file
@@ -65,7 +65,7 @@ class HPSv2(Reward):
         processor = processor_framing(beside.root, "HPSv2: base")
         side = config.vision_config.image_size
         framing = partial(padded, side=side, mean=processor.mean, std=processor.std)
-        self.clip = Clip(network, clip_tokenizer(beside, "HPSv2: base"), framing)
+        self.clip = Clip(network, tokenizer_of(CLIPTokenizer, beside, "HPSv2: base"), framing)
         self._places = {"model": place, "base": beside}
 
     def origins(self) -> Mapping[str, str]:

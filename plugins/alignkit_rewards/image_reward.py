@@ -7,7 +7,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from alignkit import Reward
 from alignkit_rewards import blip_keys
-from alignkit_rewards.clip import TOKENIZER, framed, in_parts, origins, tokenizer_of
+from alignkit_rewards.clip import TOKENIZER, check_pairs, framed, in_parts, origins, tokenizer_of
 from alignkit_rewards.framing import Framing
 from alignkit_rewards.linear_head import linear_head
 from alignkit_rewards.places import settings, single_file
@@ -76,6 +76,7 @@ class ImageReward(Reward):
         return origins(self._places)
 
     def forward(self, image_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
+        check_pairs(image_NCHW, prompts)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         ).to(self.text.device)

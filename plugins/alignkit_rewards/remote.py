@@ -38,10 +38,10 @@ class RemoteReward(Reward):
 
     def __init__(self, url: str, timeout: float = 120.0, retries: int = 3, batch_size: int = 16) -> None:
         super().__init__()
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(url):
             raise ValueError(
-                f"RemoteReward: url must begin with http:// or https:// and name a host, got {url!r}"
+                "RemoteReward: url must begin with http:// or https:// and name a host and no user, got "
+                f"{url!r}"
             )
         if not timeout > 0:
             raise ValueError(f"RemoteReward: timeout must be positive, got {timeout}")
@@ -50,10 +50,12 @@ class RemoteReward(Reward):
         if batch_size < 1:
             raise ValueError(f"RemoteReward: batch_size must be at least 1, got {batch_size}")
         self.url, self.timeout, self.retries, self.batch_size = url, timeout, retries, batch_size
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def origins(self) -> Mapping[str, str]:
-        said = protocol.parsed(self._ask(None), self._owner)
+        try:
+            said = protocol.parsed(self._ask(None), self._owner)
+        except ValueError as error:  # other servers may know nothing of themselves
+            return {"url": self.url, "remote reward": f"not told: {error}"}
         provenance = said.get("provenance")
         told = provenance if isinstance(provenance, dict) else {}
         remote = {f"remote {name}": str(value) for name, value in told.items()}
@@ -80,15 +82,15 @@ class RemoteReward(Reward):
         """
         headers = {"Content-Type": "application/json"} if body is not None else {}
         request = urllib.request.Request(self.url, data=body, headers=headers)
+        opener = urllib.request.build_opener(_NoRedirects)
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(2.0 ** (attempt - 1))
             try:
-                with self._opener.open(request, timeout=self.timeout) as answer:
+                with opener.open(request, timeout=self.timeout) as answer:
                     said: bytes = answer.read(MAX_ANSWER + 1)
             except urllib.error.HTTPError as error:
-                with error:
-                    reason = f"answered {error.code} {error.reason}: {_told(error.read(MAX_ANSWER))}"
+                reason = f"answered {error.code} {error.reason}: {_told(error)}"
                 if error.code not in AGAIN:
                     raise ValueError(f"{self._owner} {reason}") from error
             except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
@@ -112,12 +114,31 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _told(body: bytes) -> str:
+def _is_address(url: str) -> bool:
+    """Whether a server can be asked there. A user's name and password would end in records."""
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and not parts.username
+            and parts.port != 0
+        )
+    except ValueError:
+        return False
+
+
+def _told(error: urllib.error.HTTPError) -> str:
     """What a refusal says."""
+    try:
+        with error:
+            body = error.read(MAX_ANSWER)
+    except (OSError, http.client.HTTPException):
+        return "nothing"
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
-        return protocol.shortened(body)
+        said = None
     return (
         str(said["error"])[:400] if isinstance(said, dict) and "error" in said else protocol.shortened(body)
     )

@@ -140,6 +140,11 @@ def test_many_pictures_are_scored_as_few_are(folder: Path) -> None:
     assert_close(whole_N, torch.cat(parts), rtol=0, atol=1e-4)
 
 
+def test_a_prompt_for_each_picture_is_asked_for(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"^a reward needs a prompt for each of 4 images, got 1$"):
+        PickScore(str(folder), processor=str(folder))(tensors(pictures()), PROMPTS[:1])
+
+
 def test_scores_are_of_single_precision_whatever_the_network_is(folder: Path) -> None:
     reward, image_NCHW = PickScore(str(folder), processor=str(folder)), tensors(pictures())
     single_N = reward(image_NCHW, PROMPTS)

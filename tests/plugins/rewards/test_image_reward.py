@@ -104,6 +104,8 @@ def test_score_is_blips_with_a_linear_head(tokenizer: Path, tmp_path: Path) -> N
     assert tokens.attention_mask.sum(1).tolist() == [11, 35, 6]
     mean_C11, std_C11 = (torch.tensor(value)[:, None, None] for value in (CLIP_MEAN, CLIP_STD))
     pixel_NCHW = (image_NCHW[..., 8:40] - mean_C11) / std_C11
+    with pytest.raises(ValueError, match=r"^a reward needs a prompt for each of 3 images, got 1$"):
+        reward(image_NCHW, PROMPTS[:1])
     blip = Blip(image_reward_weights())
     expected_N = blip.score(pixel_NCHW, tokens.input_ids, tokens.attention_mask.bool())
     assert_close(reward(image_NCHW, PROMPTS), expected_N.float(), rtol=0, atol=2e-5)

@@ -102,6 +102,15 @@ def test_the_record_says_what_runs_there(url: str) -> None:
     assert told["remote class"].endswith("Brightness")
 
 
+def test_a_server_that_knows_nothing_of_itself_is_recorded_as_such() -> None:
+    with answering((405, b"")) as (url, _):
+        told = RemoteReward(url).origins()
+    assert told == {
+        "url": url,
+        "remote reward": f"not told: RemoteReward: {url} answered 405 Method Not Allowed: ''",
+    }
+
+
 def post(
     url: str, body: bytes, kind: str = "application/json", length: str | None = None
 ) -> tuple[int, dict[str, Any]]:
@@ -199,7 +208,7 @@ def answering(*answers: tuple[int, bytes]) -> Iterator[tuple[str, list[str]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, body = answers[min(len(asked_for), len(answers) - 1)]
             asked_for.append(self.path)
             self.send_response(status)
@@ -290,6 +299,8 @@ def test_a_server_that_says_nothing_is_left_in_time() -> None:
         ),
         ({"url": "localhost:8000"}, "url must begin with http"),
         ({"url": "http://"}, "url must begin with http"),
+        ({"url": "http://host:port"}, "url must begin with http"),
+        ({"url": "http://me:secret@host"}, "url must begin with http"),
         ({"timeout": 0.0}, "timeout must be positive, got 0"),
         ({"retries": -1}, "retries must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
