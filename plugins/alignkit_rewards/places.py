@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,8 +55,8 @@ class Place(NamedTuple):
         if self.commit is not None:
             told[f"{part} commit"] = self.commit
         for name, path in sorted(self.files.items()):
-            with path.open("rb") as file:
-                told[f"{part} sha256 {name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+            state = path.stat()
+            told[f"{part} sha256 {name}"] = _sha256(path, state.st_size, state.st_mtime_ns)
         return told
 
 
@@ -163,6 +163,13 @@ def _snapshot(
             "beforehand)"
         ) from error
     return root, root.name
+
+
+@lru_cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Of a file, once as long as it does not change: gigabytes take seconds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _matching(root: Path, patterns: Sequence[str]) -> dict[str, Path]:
