@@ -157,10 +157,9 @@ def _snapshot(
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{owner}: cannot get {path!r}: {named} is not on this machine, and the hub does not give it: "
-            f"{reason}\n"
-            "Give what is here, or a hub id that this machine can reach (`hf download` fetches one "
-            "beforehand)"
+            f"{owner}: cannot get {path!r}: {named} is not on this machine, and the hub does not give it:\n"
+            f"{reason}\nGive what is here, or a hub id that this machine can reach; `hf download` fetches one "
+            "beforehand"
         ) from error
     return root, root.name
 

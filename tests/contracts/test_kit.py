@@ -258,6 +258,19 @@ def test_a_reward_that_looks_at_its_neighbours_breaks_its_contract() -> None:
         judges.test_reward_gives_one_finite_score_per_image_whatever_stands_beside_it(RankInBatch())
 
 
+class Numbered(RankInBatch):
+    """Tells a number where a text is read."""
+
+    def origins(self) -> Any:
+        return {"model": 3}
+
+
+def test_a_reward_that_records_something_else_than_texts_breaks_its_contract() -> None:
+    judges.test_reward_says_where_it_comes_from(RankInBatch())
+    with pytest.raises(AssertionError):
+        judges.test_reward_says_where_it_comes_from(Numbered())
+
+
 class OtherPrompts(ToyPairs):
     """Records that are not as announced."""
 
