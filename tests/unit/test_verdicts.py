@@ -89,8 +89,8 @@ def test_verdict_first_by_how_much_and_with_what_right() -> None:
     [
         (
             {"Taste": UP, "Fidelity": DOWN, "Recognition": UP},
-            "Over-optimised: dpo gains on Taste, which training saw, and loses on Fidelity, which it did not; "
-            "it gains on Recognition.",
+            "Over-optimised: dpo gains on Taste, which training saw, and loses on Fidelity, which it did "
+            "not; it gains on Recognition.",
         ),
         (
             {"Taste": UP, "Fidelity": FLAT, "Recognition": FLAT},
