@@ -68,14 +68,19 @@ def _over_optimised(model: Evaluated, base: Evaluated, standings: Standings) -> 
         return
     found = standings.differences(model.name, base.name, unseen)
     fell, rose = _of(Standing.LOWER, found), _of(Standing.HIGHER, found)
-    gain = f"{model.name} gains on {_names(gained)}, which training saw"
+    doubtful = [one for one in found if one.interval.high < 0]
+    gain = f"{model.name} gains on {_names(gained)}, which training saw, and"
+    unseen_gain = (
+        f"on {_names(rose)}, which it did not" if rose else f"on no other for certain: {_names(found)}"
+    )
     if fell:
         others = f"; it gains on {_names(rose)}" if rose else ""
-        yield f"Over-optimised: {gain}, and loses on {_names(fell)}, which it did not{others}."
-    elif not rose:
-        yield f"A sign of over-optimisation: {gain}, and on no other for certain: {_names(found)}."
+        yield f"Over-optimised: {gain} loses on {_names(fell)}, which it did not{others}."
+    elif not rose or doubtful:
+        loss = f"; it may lose on {_names(doubtful)}" if doubtful else ""
+        yield f"A sign of over-optimisation: {gain} {unseen_gain}{loss}."
     else:
-        yield f"No sign of over-optimisation: {gain}, and on {_names(rose)}, which it did not."
+        yield f"No sign of over-optimisation: {gain} {unseen_gain}."
 
 
 def _cost(model: Evaluated, base: Evaluated, standings: Standings) -> Iterator[str]:
@@ -96,8 +101,9 @@ def _cost(model: Evaluated, base: Evaluated, standings: Standings) -> Iterator[s
     amounts = {
         Standing.HIGHER: f"{percent(share)} more diversity",
         Standing.LOWER: f"{percent(share)} less diversity",
+        Standing.UNKNOWN: f"a diversity that cannot be told from that of {base.name}",
     }
-    amount = amounts.get(found.standing, f"a diversity that cannot be told from that of {base.name}")
+    amount = amounts.get(found.standing, "a change of diversity that is not significant after correction")
     yield f"{gain}, at {amount} ({found.figures()}) and {distance}."
 
 
@@ -113,7 +119,7 @@ def _among(shown: Sequence[Evaluated], standings: Standings) -> Iterator[str]:
             found = standings.difference(names[0], name, reward)
             (ahead if found.standing is Standing.HIGHER else level).append(f"{name} ({found.figures()})")
         parts = [f"ahead of {listed(ahead)}"] if ahead else []
-        parts += [f"not to be told from {listed(level)}"] if level else []
+        parts += [f"not for certain ahead of {listed(level)}"] if level else []
         yield f"Of these models {names[0]} is highest on {reward}: {'; '.join(parts)}."
 
 

@@ -84,6 +84,16 @@ def test_verdict_first_by_how_much_and_with_what_right() -> None:
     )
 
 
+def test_a_loss_that_is_not_certain_is_not_passed_over() -> None:
+    trained = DPO._replace(trained_on=("Taste",))
+    found = [compared("Taste", UP), compared("Fidelity", DOWN, p=0.3), compared("Recognition", UP)]
+    sign = "A sign of over-optimisation: dpo gains on Taste, which training saw, and on "
+    assert f"{sign}Recognition, which it did not; it may lose on Fidelity." in said_of([BASE, trained], found)
+    assert f"{sign}no other for certain: Fidelity; it may lose on Fidelity." in said_of(
+        [BASE, trained], found[:2]
+    )
+
+
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
@@ -168,8 +178,8 @@ def test_the_highest_of_several_models() -> None:
     ]
     models = [BASE, DPO, Evaluated("sft", ""), Evaluated("spin", "")]
     assert (
-        "Of these models dpo is highest on Taste: ahead of sft (+0.300 [0.200, 0.400], p < 0.001); not to be "
-        "told from spin (+0.100 [-0.100, 0.300], p < 0.001)."
+        "Of these models dpo is highest on Taste: ahead of sft (+0.300 [0.200, 0.400], p < 0.001); not for "
+        "certain ahead of spin (+0.100 [-0.100, 0.300], p < 0.001)."
     ) in said_of(models, found)
 
 
