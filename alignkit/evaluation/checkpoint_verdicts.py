@@ -1,8 +1,7 @@
 """Over-optimisation over the steps of a training, in sentences."""
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from operator import and_
+from itertools import takewhile
 
 from alignkit.evaluation.contents import Evaluated
 from alignkit.evaluation.standing import Standing, Standings, listed
@@ -47,7 +46,7 @@ def over_steps(members: Sequence[Evaluated], standings: Standings) -> Iterator[s
         if not worse or not worse[-1]:
             stayed.append(f"{reward} (highest at step {peak.step})")
             continue
-        since = later[len(worse) - list(accumulate(reversed(worse), and_)).count(True)]
+        since = later[-len(list(takewhile(bool, reversed(worse))))]
         fall = standings.difference(last.name, peak.name, reward)
         rises = [
             f", while {gain.measure}, trained on, rises ({gain.figures()})"

@@ -85,6 +85,8 @@ def test_embeddings_tell_of_diversity_and_displacement() -> None:
     report = compare(["a"], base, aligned)
     assert report["diversity"]["base"]["mean"] == pytest.approx(1 - np.cos(1))
     assert report["diversity"]["aligned"]["mean"] == pytest.approx(1 - np.cos(0.5))
+    share = np.array([1 + np.cos(1), 1 - np.cos(1)]) / 2
+    assert report["vendi"]["base"]["mean"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
     assert report["displacement"]["aligned"]["mean"] == pytest.approx(1 - np.cos(0.25))
     assert "displacement" in table(report)
 

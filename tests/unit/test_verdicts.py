@@ -226,14 +226,22 @@ def test_checkpoints_past_their_best() -> None:
     assert not [sentence for sentence in found if re.match(r"dpo@[123]00 ", sentence)]
 
 
-def test_a_dip_that_recovers_is_no_fall() -> None:
-    """Worse at 200, and at 300 from the peak on, but not at 400."""
+@pytest.mark.parametrize(
+    ("shifts", "said"),
+    [
+        ((0.6, 0.2, 0.2, 0.6), "no fall from a peak that is significant on Fidelity (highest at step "),
+        ((0.6, 0.2, 0.6, 0.2), "peaks at step 100 and is worse from step 400 on"),
+        ((0.6, 0.2, 0.2, 0.2), "peaks at step 100 and is worse from step 200 on"),
+        ((0.2, 0.2, 0.2, 0.6), "no fall from a peak that is significant on Fidelity (highest at step 400)"),
+    ],
+)
+def test_a_fall_is_one_that_lasts(shifts: Sequence[float], said: str) -> None:
     gains = {"base": {"Fidelity": 0.0}}
-    for model, shift in zip(CHECKPOINTS, (0.6, 0.2, 0.2, 0.6), strict=True):
+    for model, shift in zip(CHECKPOINTS, shifts, strict=True):
         gains[model.name] = {"Fidelity": shift}
     models = [BASE, *CHECKPOINTS]
     found = said_of(models, comparisons(evaluated(gains), models))
-    assert [sentence for sentence in found if "no fall from a peak that is significant on Fid" in sentence]
+    assert [sentence for sentence in found if said in sentence]
 
 
 def test_too_few_prompts_are_said_to_be() -> None:
