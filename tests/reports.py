@@ -22,18 +22,29 @@ MANIFEST: dict[str, Any] = {
     "hashes": {"prompts": "7d865e959b2466918c9863afca942d0f", "base": "b1946ac92492d2347c6235b4d2611184"},
     "versions": {"alignkit": "0.1.0", "torch": "2.13.0"},
 }
+THREE = Evaluated("base", "emoji"), Evaluated("dpo", "runs/dpo"), Evaluated("dmpo", "runs/dmpo")
+STEPS = (100, 200, 400)
+SERIES = (
+    Evaluated("base", "emoji"),
+    *(Evaluated(f"dmpo at {step}", "runs/dmpo", "dmpo", step, ("MajorityTaste",)) for step in STEPS),
+    Evaluated("inversion", "runs/inversion"),
+)
 
 
 def simulated(
     folder: Path,
-    models: Sequence[Evaluated] = (Evaluated("base", "emoji"), Evaluated("dpo", "runs/dpo"), Evaluated("dmpo", "runs/dmpo")),
+    models: Sequence[Evaluated] = (
+        Evaluated("base", "emoji"),
+        Evaluated("dpo", "runs/dpo"),
+        Evaluated("dmpo", "runs/dmpo"),
+    ),
     *,
     prompts: Sequence[Prompt] | None = None,
     num_prompts: int = 6,
     num_seeds: int = 2,
     pictures: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Report:
-    """A report of models that are the better the later they stand; every prompt has a tie at its first seed."""
+    """Models are the better, the later they stand; by one reward all tie at the first seed of a prompt."""
     generator = np.random.default_rng(0)
     shipped = load_pictures()
     concepts = list(dict.fromkeys(shipped.concepts))
@@ -43,7 +54,9 @@ def simulated(
     if pictures is None:
         pictures = {}
         for number, model in enumerate(models):
-            paths = [[f"pictures/{number}/{p}_{s}.png" for s in range(num_seeds)] for p in range(len(prompts))]
+            paths = [
+                [f"pictures/{number}/{p}_{s}.png" for s in range(num_seeds)] for p in range(len(prompts))
+            ]
             pictures[model.name] = tuple(map(tuple, paths))
             for p, row in enumerate(paths):
                 for s, path in enumerate(row):
@@ -54,7 +67,9 @@ def simulated(
     common = {measure: generator.normal(size=shape) for measure in MEASURES}
     scores = {}
     for number, model in enumerate(models):
-        rewards = {measure: value + 0.4 * number * generator.random(shape) for measure, value in common.items()}
+        rewards = {
+            measure: value + 0.4 * number * generator.random(shape) for measure, value in common.items()
+        }
         rewards["EmojiFidelity"][:, 0] = common["EmojiFidelity"][:, 0]
         feature_PSD = generator.normal(size=(*shape, 3))
         scores[model.name] = Scores(rewards, feature_PSD / np.linalg.norm(feature_PSD, axis=2, keepdims=True))
@@ -90,25 +105,56 @@ def _comparisons(results: Results, models: Sequence[Evaluated]) -> list[Comparis
 
 
 def _comparison(
-    model: str, against: str, measure: str, category: str | None, own: NDArray[np.float64], theirs: NDArray[np.float64]
+    model: str,
+    against: str,
+    measure: str,
+    category: str | None,
+    own: NDArray[np.float64],
+    theirs: NDArray[np.float64],
 ) -> Comparison:
-    difference, num = own - theirs, len(own)
-    won = (difference > 0) + 0.5 * (difference == 0)
+    difference = own - theirs
+    p = 0.6 if measure == "EmojiFidelity" else 1e-7
     return Comparison(
-        model, against, measure, category, num, _interval(own), _interval(theirs), _interval(difference),
-        float(np.median(difference.mean(1))), int((difference > 0).sum()), int((difference == 0).sum()),
-        int((difference < 0).sum()), _interval(won), 0.0123, None if category else 0.6 if measure == "EmojiFidelity" else 1e-7,
-    )  # fmt: skip
+        model,
+        against,
+        measure,
+        category,
+        len(own),
+        mean=_interval(own),
+        against_mean=_interval(theirs),
+        difference=_interval(difference),
+        median_difference=float(np.median(difference.mean(1))),
+        wins=int((difference > 0).sum()),
+        ties=int((difference == 0).sum()),
+        losses=int((difference < 0).sum()),
+        win_rate=_interval((difference > 0) + 0.5 * (difference == 0)),
+        sign_p=p / 8,
+        adjusted_p=p if category is None else None,
+    )
 
 
 def _of_spread(model: str, against: str, category: str | None, num: int, place: int) -> list[Comparison]:
-    base, own = Interval(0.42, 0.38, 0.47), Interval(0.42 - 0.03 * place, 0.37 - 0.03 * place, 0.46 - 0.03 * place)
-    moved, fell = Interval(0.1 * place, 0.08 * place, 0.13 * place), Interval(-0.03 * place, -0.05 * place, 0.01)
-    rate = Interval(0.25, 0.1, 0.5)
-    return [
-        Comparison(model, against, "diversity", category, num, own, base, fell, -0.02, 1, 0, num - 1, rate, 0.04, None if category else 0.2),
-        Comparison(model, against, "displacement", category, num, moved),
-    ]  # fmt: skip
+    """Diversity falls and displacement rises, the later a model stands."""
+    fell = -0.03 * place
+    diversity = Comparison(
+        model,
+        against,
+        "diversity",
+        category,
+        num,
+        mean=Interval(0.42 + fell, 0.38 + fell, 0.47 + fell),
+        against_mean=Interval(0.42, 0.38, 0.47),
+        difference=Interval(fell, fell - 0.02, fell + 0.01),
+        median_difference=fell,
+        wins=1,
+        ties=0,
+        losses=num - 1,
+        win_rate=Interval(1 / num, 0.0, 0.5),
+        sign_p=0.04,
+        adjusted_p=0.2 if category is None else None,
+    )
+    moved = Interval(0.1 * place, 0.08 * place, 0.13 * place)
+    return [diversity, Comparison(model, against, "displacement", category, num, moved)]
 
 
 def _interval(value_PS: NDArray[np.float64]) -> Interval:

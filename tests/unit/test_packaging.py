@@ -42,7 +42,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 @pytest.mark.slow
 def test_wheel_holds_every_module_config_and_data_file(wheel: zipfile.ZipFile):
-    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "alignkit").rglob("*.py")}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "alignkit").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "alignkit/evaluation/report/page.html" in expected
     expected |= {
         f"alignkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
     }

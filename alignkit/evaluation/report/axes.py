@@ -9,8 +9,8 @@ from markupsafe import Markup
 from alignkit.evaluation.report.svg import element, path, text
 from alignkit.evaluation.report.wording import MINUS
 
-WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 344, 26, 208
+WIDTH, HEIGHT = 300, 220
+LEFT, RIGHT, TOP, BOTTOM = 50, 290, 26, 178
 
 
 class Axis(NamedTuple):
@@ -50,7 +50,7 @@ def axis(title: str, values: Iterable[float], label: Callable[[float], str] | No
     # a single value stands in the middle of an axis of its own size
     spare = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     low, high = low - spare, high + spare
-    step = _round_step((high - low) / 4)
+    step = _round_step((high - low) / 5)
     ticks = tuple(index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return Axis(title, low, high, ticks, label or (lambda value: _tick(value, decimals)))

@@ -18,7 +18,7 @@ SHAPES = (
     "M0-4.8L4.6 3.4H-4.6z",
     "M0-5L5 0L0 5L-5 0z",
 )
-ROW, NAME_WIDTH, NAME_LENGTH = 22, 150, 22
+ROW, NAME_WIDTH, NAME_LENGTH = 22, 126, 20
 
 
 class Point(NamedTuple):
@@ -114,7 +114,7 @@ def plane(x_title: str, y_title: str, lines: Sequence[Line]) -> Markup:
 def rows(title: str, lines: Sequence[Line], at: float) -> Markup:
     """Shares with their intervals, one row a line, beside a rule at one value."""
     x = axis(title, [at, *(value for line in lines for value in line.points[0].y)], share)
-    top, left, right = 8, NAME_WIDTH, WIDTH - 24
+    top, left, right = 8, NAME_WIDTH, WIDTH - 16
     bottom = top + ROW * len(lines)
     parts = []
     for tick in {*x.ticks, at}:

@@ -54,15 +54,15 @@ def over_steps(report: Report) -> Charts:
     return Charts(tuple(charts), tuple(seen.values()))
 
 
-def trade_offs(report: Report) -> Charts:
+def trade_offs(report: Report) -> Iterator[Charts]:
     """Every reward against diversity, then against displacement."""
     by_measure = means(report)
     # a model is where it is: by definition, no interval
     if DISPLACEMENT in by_measure:
         by_measure[DISPLACEMENT].setdefault(report.models[0].name, NOWHERE)
-    charts: list[Markup] = []
-    seen: dict[str, Line] = {}
     for spread in (DIVERSITY, DISPLACEMENT):
+        charts: list[Markup] = []
+        seen: dict[str, Line] = {}
         for measure in by_measure if spread in by_measure else ():
             if measure in SPREADS:
                 continue
@@ -74,7 +74,8 @@ def trade_offs(report: Report) -> Charts:
             ]
             charts.append(plane(spread, measure, drawn))
             seen |= {line.name: line for line in drawn}
-    return Charts(tuple(charts), tuple(seen.values()))
+        if charts:
+            yield Charts(tuple(charts), tuple(seen.values()))
 
 
 def gains(report: Report) -> Iterator[Gain]:
@@ -87,31 +88,27 @@ def gains(report: Report) -> Iterator[Gain]:
             continue
         # rewards of the training first
         rewards = sorted(by_reward, key=lambda reward: reward not in seen)
-        yield _last(compared[-1], rewards, seen, by_reward)
+        last = compared[-1]
+        dots = [
+            Line(
+                reward,
+                list(by_reward).index(reward),
+                (Point(last.name, NOWHERE, by_reward[reward][last.name]),),
+                hollow=reward not in seen,
+            )
+            for reward in rewards
+            if last.name in by_reward[reward]
+        ]
+        yield Gain(last.name, rows("win rate", dots, BY_CHANCE), ())
         stepped = [model for model in compared if model.step is not None]
         if len(stepped) > 1:
             drawn = tuple(
-                Line(reward, number, _points(stepped, by_reward[reward]), hollow=reward not in seen)
-                for number, reward in enumerate(rewards)
+                Line(reward, list(by_reward).index(reward), points, hollow=reward not in seen)
+                for reward in rewards
+                if (points := _points(stepped, by_reward[reward]))
             )
             chart = curves("win rate", drawn, None, share)
             yield Gain(f"{name}, over checkpoints", chart, drawn)
-
-
-def _last(
-    model: Evaluated, rewards: Sequence[str], seen: set[str], by_reward: Mapping[str, Mapping[str, Interval]]
-) -> Gain:
-    drawn = tuple(
-        Line(
-            reward,
-            number,
-            (Point(model.name, NOWHERE, by_reward[reward][model.name]),),
-            hollow=reward not in seen,
-        )
-        for number, reward in enumerate(rewards)
-        if model.name in by_reward[reward]
-    )
-    return Gain(model.name, rows("win rate", drawn, BY_CHANCE), ())
 
 
 def _points(models: Sequence[Evaluated], by_model: Mapping[str, Interval]) -> tuple[Point, ...]:
