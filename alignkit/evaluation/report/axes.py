@@ -50,7 +50,7 @@ def axis(title: str, values: Iterable[float], label: Callable[[float], str] | No
     # a single value stands in the middle of an axis of its own size
     spare = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     low, high = low - spare, high + spare
-    step = _round_step((high - low) / 5)
+    step = _round_step((high - low) / 6)
     ticks = tuple(index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1))
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return Axis(title, low, high, ticks, label or (lambda value: _tick(value, decimals)))

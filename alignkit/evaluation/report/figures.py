@@ -33,16 +33,12 @@ class Gain(NamedTuple):
 def over_steps(report: Report) -> Charts:
     """One chart per measure, with a line for every series of at least two steps."""
     base = report.models[0]
-    series = {
-        (number, name): [model for model in models if model.step is not None]
-        for number, (name, models) in enumerate(lines(report).items())
-    }
     charts: list[Markup] = []
-    seen: dict[str, Line] = {}
+    seen: dict[int, Line] = {}
     for measure, by_model in means(report).items():
         drawn = []
-        for (number, name), models in series.items():
-            points = _points([model for model in models if model.name in by_model], by_model)
+        for number, (name, models) in enumerate(lines(report)):
+            points = _points(models, by_model)
             if len(points) > 1:
                 drawn.append(Line(name, number, points))
         level = None
@@ -50,7 +46,7 @@ def over_steps(report: Report) -> Charts:
             level = Point(base.name, NOWHERE, by_model[base.name])
         if drawn:
             charts.append(curves(measure, drawn, level))
-            seen |= {line.name: line for line in drawn}
+            seen |= {line.number: line for line in drawn}
     return Charts(tuple(charts), tuple(seen.values()))
 
 
@@ -62,18 +58,18 @@ def trade_offs(report: Report) -> Iterator[Charts]:
         by_measure[DISPLACEMENT].setdefault(report.models[0].name, NOWHERE)
     for spread in (DIVERSITY, DISPLACEMENT):
         charts: list[Markup] = []
-        seen: dict[str, Line] = {}
+        seen: dict[int, Line] = {}
         for measure in by_measure if spread in by_measure else ():
             if measure in SPREADS:
                 continue
             x, y = by_measure[spread], by_measure[measure]
             drawn = [
                 Line(name, number, tuple(Point(model.name, x[model.name], y[model.name]) for model in both))
-                for number, (name, models) in enumerate(lines(report).items())
+                for number, (name, models) in enumerate(lines(report))
                 if (both := [model for model in models if model.name in x and model.name in y])
             ]
             charts.append(plane(spread, measure, drawn))
-            seen |= {line.name: line for line in drawn}
+            seen |= {line.number: line for line in drawn}
         if charts:
             yield Charts(tuple(charts), tuple(seen.values()))
 
@@ -81,7 +77,7 @@ def trade_offs(report: Report) -> Iterator[Charts]:
 def gains(report: Report) -> Iterator[Gain]:
     """Win rates against the base of every training that says which rewards it has seen."""
     by_reward = win_rates(report)
-    for name, models in lines(report).items():
+    for name, models in lines(report):
         seen = {reward for model in models for reward in model.trained_on}
         compared = [model for model in models if any(model.name in rates for rates in by_reward.values())]
         if not seen or not compared:

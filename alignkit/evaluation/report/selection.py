@@ -64,9 +64,13 @@ def win_rates(report: Report) -> dict[str, dict[str, Interval]]:
     return found
 
 
-def lines(report: Report) -> dict[str, tuple[Evaluated, ...]]:
-    """Models by series in the order of their steps; a model alone is a line of one point."""
-    found: dict[str, list[Evaluated]] = {}
+def lines(report: Report) -> tuple[tuple[str, tuple[Evaluated, ...]], ...]:
+    """Names of series with their models in the order of steps; a model alone is a line of one point."""
+    found: dict[tuple[str, str], list[Evaluated]] = {}
     for model in report.models:
-        found.setdefault(model.series or model.name, []).append(model)
-    return {name: tuple(sorted(models, key=lambda model: model.step or 0)) for name, models in found.items()}
+        # a series may be called as a model alone is
+        found.setdefault((model.series, "" if model.series else model.name), []).append(model)
+    return tuple(
+        (series or alone, tuple(sorted(models, key=lambda model: model.step or 0)))
+        for (series, alone), models in found.items()
+    )
