@@ -16,6 +16,7 @@ from alignkit.components import Features, Reward
 from alignkit.data import AlignData
 from alignkit.evaluation.compare import audiences, compare, draw, score, table
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
+from alignkit.evaluation.suites import evenly
 from alignkit.module import AlignModule
 
 SUMMARY = "summary.json"
@@ -119,8 +120,7 @@ class Evaluation(pl.Callback):
 
     def _prompts(self, data: object) -> list[str]:
         prompts = data.held_out_prompts() if isinstance(data, AlignData) else []
-        count = min(self.max_prompts, len(prompts))
-        return [prompts[i * len(prompts) // count] for i in range(count)]
+        return evenly(prompts, self.max_prompts)
 
     def _compared(self, module: AlignModule, prompts: list[str], folder: Path) -> dict[str, Any]:
         options = {

@@ -83,6 +83,12 @@ def read_picture(path: Path) -> Tensor:
     return torch.from_numpy(byte_HWC).permute(2, 0, 1).float() / 255
 
 
-def file_name(text: str, most: int = 60) -> str:
-    """What a text may be called in a file system."""
-    return re.sub(r"[^\w.=,+-]+", "-", text).strip("-.")[:most] or "picture"
+def file_name(text: str, most: int = 120) -> str:
+    """What a text may be called in a file system, in so many bytes.
+
+    Example:
+        >>> file_name("A red/green apple?"), file_name("...")
+        ('A-red-green-apple', 'picture')
+    """
+    plain = re.sub(r"[^\w.=,+-]+", "-", text).encode()[:most].decode(errors="ignore")
+    return plain.strip("-.") or "picture"

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from alignkit.building import build
 from alignkit.catalog import Catalog
@@ -16,6 +16,7 @@ from alignkit.files import sha256
 from alignkit.naming import expand, inline
 
 KIND = "suite"
+Value = TypeVar("Value")
 
 
 class Suite(NamedTuple):
@@ -104,9 +105,19 @@ def drawn_of(name: str, prompts: Sequence[Prompt], *, max_prompts: int | None = 
         remarks.append(f"{empty} empty prompts were left out")
     if again := len(stripped) - empty - len(once):
         remarks.append(f"{again} prompts that come again are drawn once")
-    count = min(max_prompts or len(once), len(once))
-    spread = tuple(once[i * len(once) // count] for i in range(count))
-    return Suite(name, spread, {}, len(once), tuple(remarks))
+    spread = evenly(once, max_prompts or len(once))
+    return Suite(name, tuple(spread), {}, len(once), tuple(remarks))
+
+
+def evenly(values: Sequence[Value], most: int) -> list[Value]:
+    """Some of them, evenly spread, from the first on.
+
+    Example:
+        >>> evenly("abcdefghij", 4), evenly("abc", 9), evenly("abc", 0)
+        (['a', 'c', 'f', 'h'], ['a', 'b', 'c'], [])
+    """
+    count = min(most, len(values))
+    return [values[i * len(values) // count] for i in range(count)]
 
 
 def read_suite(name: str, suite: PromptSuite, *, max_prompts: int | None = None) -> Suite:
