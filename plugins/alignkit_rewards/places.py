@@ -158,7 +158,7 @@ def _snapshot(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{owner}: cannot get {path!r}: {named} is not on this machine, and the hub does not give it:\n"
-            f"{reason}\nGive what is here, or a hub id that this machine can reach; `hf download` fetches one "
+            f"{reason}\nGive what is here, or a hub id that this machine can reach; `hf download` gets one "
             "beforehand"
         ) from error
     return root, root.name
