@@ -171,7 +171,9 @@
   element("by-category").hidden = categories.length < 2;
   element("controls").hidden = false;
   element("controls").addEventListener("submit", (event) => event.preventDefault());
-  element("controls").addEventListener("input", changed);
+  for (const choice of Object.values(choices)) {
+    choice.addEventListener(choice === choices.search ? "input" : "change", changed);
+  }
   element("more").addEventListener("click", () => {
     limit += PAGE;
     show();
