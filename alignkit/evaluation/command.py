@@ -18,7 +18,7 @@ from alignkit.evaluation.identity import identified, key_of
 from alignkit.evaluation.manifest import device_name, now, versions
 from alignkit.evaluation.models import Finder, Model
 from alignkit.evaluation.options import default_folder, defaults_of, parsed, scorers_of, suite_of
-from alignkit.evaluation.plan import paths_of, pictures_of, results_of
+from alignkit.evaluation.plan import cut_off, paths_of, pictures_of, results_of
 from alignkit.evaluation.predicting import Predicting, Sampling, jobs_of, predict
 from alignkit.evaluation.record import Record
 from alignkit.evaluation.report import write
@@ -74,6 +74,7 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
     quiet = not (console.is_terminal and _is_first())
     listed = track(models, "loading models", console=console, transient=True, disable=quiet)
     identities = {model.about.name: identified(model) for model in listed}
+    suite = suite._replace(remarks=(*suite.remarks, *cut_off(models, suite.prompts)))
     wanted = {
         model.about.name: pictures_of(model, identities[model.about.name], suite.prompts, numbers, sampling)
         for model in models
@@ -192,11 +193,14 @@ def _summary(report: Report) -> str:
     rows = [
         each for each in report.comparisons if each.category is None and each.against == first != each.model
     ]
-    lines = [*report.verdicts, "", f"{'':16} {'':20} {'mean':>8} {'minus ' + first:>26} {'wins':>6}"]
-    return "\n".join([*lines, *(_row(each) for each in rows), ""])
+    wide = max((len(each.model) for each in rows), default=0)
+    long = max((len(each.measure) for each in rows), default=0)
+    head = f"{'':{wide}}  {'':{long}}  {'mean':>8}  {'minus ' + first:>26}  {'wins':>5}"
+    return "\n".join([*report.verdicts, "", head, *(_row(each, wide, long) for each in rows), ""])
 
 
-def _row(each: Comparison) -> str:
+def _row(each: Comparison, wide: int, long: int) -> str:
     difference = "" if each.difference is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*each.difference)
     wins = "" if each.win_rate is None else f"{each.win_rate.mean:.0%}"
-    return f"{each.model:16} {each.measure:20} {each.mean.mean:8.3f} {difference:>26} {wins:>6}".rstrip()
+    named = f"{each.model:{wide}}  {each.measure:{long}}"
+    return f"{named}  {each.mean.mean:8.3f}  {difference:>26}  {wins:>5}".rstrip()

@@ -34,6 +34,23 @@ def pictures_of(
     return pictures
 
 
+def cut_off(models: Sequence[Model], prompts: Sequence[Prompt]) -> list[str]:
+    """Sentences about prompts that are longer than a model reads, where it says how much it reads."""
+    told = {}
+    for model in models:
+        limit = model.backbone.prompt_limit()
+        if limit is None:
+            continue
+        count = sum(limit.count(prompt.text) > limit.longest for prompt in prompts)
+        kind = type(model.backbone).__name__
+        if count:
+            told[kind, limit.longest] = (
+                f"{count} prompts are longer than the {limit.longest} {limit.unit} that {kind} reads; their "
+                "ends are cut off"
+            )
+    return list(told.values())
+
+
 def results_of(
     store: Store,
     wanted: Mapping[str, Sequence[Picture]],

@@ -99,9 +99,11 @@ def test_pipelines_of_other_families_draw_with_their_own_backbones(
     alignkit: Run, pipeline: Path, v_pipeline: Path, xl_pipeline: Path, tmp_path: Path
 ) -> None:
     models = [f"{name}={path}" for name, path in (("one", pipeline), ("v", v_pipeline), ("xl", xl_pipeline))]
-    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog that barks at everybody\n")
     given = [part for model in models for part in ("--model", model)]
-    evaluate(alignkit, *given, "--suite", "prompts.txt", "--seeds", "2")
+    said = evaluate(alignkit, *given, "--suite", "prompts.txt", "--seeds", "2")
+    for kind in ("StableDiffusion", "StableDiffusionXL"):
+        assert f"prompts: 1 prompts are longer than the 16 tokens that {kind} reads" in said
     told = json.loads((tmp_path / "out" / "report.json").read_text())["manifest"]["models"]
     assert {name: told[name]["backbone"] for name in told} == {
         "one": "StableDiffusion",
