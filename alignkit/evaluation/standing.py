@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison
-from alignkit.evaluation.report.wording import bounds, percent, probability, signed
 from alignkit.evaluation.statistics import DISPLACEMENT, DIVERSITY, VENDI
+from alignkit.evaluation.wording import bounds, percent, probability, signed
 
 LEVEL = 0.05
 

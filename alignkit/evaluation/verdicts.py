@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from alignkit.evaluation.checkpoint_verdicts import over_steps, series
 from alignkit.evaluation.contents import Comparison, Evaluated
-from alignkit.evaluation.report.wording import bounds, number, percent
 from alignkit.evaluation.significance import sign_test
 from alignkit.evaluation.standing import LEVEL, Difference, Standing, Standings, listed
 from alignkit.evaluation.statistics import DISPLACEMENT, DIVERSITY
+from alignkit.evaluation.wording import bounds, number, percent
 
 
 def verdicts(models: Sequence[Evaluated], comparisons: Sequence[Comparison]) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ import pytest
 
 from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison, Evaluated
-from alignkit.evaluation.report.wording import MINUS
 from alignkit.evaluation.results import Prompt, Results, Scores
 from alignkit.evaluation.standing import Difference, Standing
 from alignkit.evaluation.statistics import comparisons
 from alignkit.evaluation.verdicts import verdicts
+from alignkit.evaluation.wording import MINUS
 
 BASE, DPO = Evaluated("base", "base"), Evaluated("dpo", "runs/dpo")
 UP, DOWN, FLAT = (0.3, 0.2, 0.4), (-0.3, -0.4, -0.2), (0.1, -0.1, 0.3)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from alignkit.evaluation.report.svg import element, path, text
-from alignkit.evaluation.report.wording import MINUS
+from alignkit.evaluation.wording import MINUS
 
 WIDTH, HEIGHT = 300, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 290, 26, 178

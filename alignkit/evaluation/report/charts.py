@@ -8,7 +8,7 @@ from markupsafe import Markup
 from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.report.axes import LEFT, RIGHT, WIDTH, Axis, axis, frame, picture, share
 from alignkit.evaluation.report.svg import element, path, text
-from alignkit.evaluation.report.wording import bounds, number, percent, percent_bounds
+from alignkit.evaluation.wording import bounds, number, percent, percent_bounds
 
 # colours are those of the style sheet; shapes beside them are for who sees no colours
 NUM_COLOURS = 8

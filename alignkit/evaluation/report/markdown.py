@@ -7,7 +7,7 @@ from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison, Report
 from alignkit.evaluation.report.manifest import flat
 from alignkit.evaluation.report.selection import select
-from alignkit.evaluation.report.wording import (
+from alignkit.evaluation.wording import (
     bounds,
     count,
     number,

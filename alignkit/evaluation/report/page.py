@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from alignkit.evaluation import wording
 from alignkit.evaluation.contents import Comparison, Report
-from alignkit.evaluation.report import wording
 from alignkit.evaluation.report.charts import key
 from alignkit.evaluation.report.figures import gains, over_steps, trade_offs
 from alignkit.evaluation.report.lossless import comparison_to_plain
