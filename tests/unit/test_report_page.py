@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Evaluated, Report
 from alignkit.evaluation.report import write
 from alignkit.evaluation.report.axes import axis
@@ -112,14 +113,29 @@ def test_every_comparison_in_the_page_is_that_of_the_json(tmp_path: Path) -> Non
             assert equal(cells[name]["data-value"], one[name]), name
 
 
-def test_only_what_is_significant_after_correction_is_marked(tmp_path: Path) -> None:
-    """EmojiFidelity has an adjusted p of 0.6, diversity of 0.2, other rewards of 1e-7."""
-    page, *_ = written(simulated(tmp_path), tmp_path)
-    marked = {
-        cells["row"]["data-measure"] for cells in page.comparisons().values() if "class" in cells["row"]
+def test_differences_are_marked_as_verdicts_are_said(tmp_path: Path) -> None:
+    """Where interval, corrected test and win rate agree; only over all prompts."""
+    report = simulated(tmp_path)
+    found = report.comparisons[0]._replace(adjusted_p=1e-7, win_rate=Interval(0.9, 0.8, 1.0))
+    assert (found.against, found.category) == ("base", None)
+    variants = {
+        "above": found._replace(difference=Interval(1.0, 0.5, 1.5)),
+        "below": found._replace(difference=Interval(-1.0, -1.5, -0.5), win_rate=Interval(0.1, 0.0, 0.2)),
+        "contains 0": found._replace(difference=Interval(1.0, -0.1, 2.1)),
+        "not significant": found._replace(difference=Interval(1.0, 0.5, 1.5), adjusted_p=0.051),
+        "divided": found._replace(difference=Interval(-1.0, -1.5, -0.5)),
+        "one category": found._replace(category="Food & Drink", adjusted_p=None),
     }
-    assert marked == {"MajorityTaste", "MinorityTaste", "EmojiRecognition"}
-    assert {cells["row"].get("class") for cells in page.comparisons().values()} == {"above", None}
+    page, *_ = written(report._replace(comparisons=tuple(variants.values())), tmp_path)
+    rows = [page.comparisons()[number]["row"].get("class") for number in range(len(variants))]
+    assert dict(zip(variants, rows, strict=True)) == {
+        "above": "above",
+        "below": "below",
+        "contains 0": None,
+        "not significant": None,
+        "divided": None,
+        "one category": None,
+    }
 
 
 def test_scores_and_pictures_in_the_page_are_those_of_the_report(tmp_path: Path) -> None:

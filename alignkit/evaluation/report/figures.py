@@ -9,7 +9,8 @@ from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Evaluated, Report
 from alignkit.evaluation.report.axes import share
 from alignkit.evaluation.report.charts import Line, Point, curves, plane, rows
-from alignkit.evaluation.report.selection import DISPLACEMENT, DIVERSITY, SPREADS, lines, means, win_rates
+from alignkit.evaluation.report.selection import SPREADS, lines, means, win_rates
+from alignkit.evaluation.statistics import DISPLACEMENT, DIVERSITY
 
 BY_CHANCE = 0.5
 NOWHERE = Interval(0.0, 0.0, 0.0)

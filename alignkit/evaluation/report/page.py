@@ -18,12 +18,12 @@ from alignkit.evaluation.report.figures import gains, over_steps, trade_offs
 from alignkit.evaluation.report.lossless import comparison_to_plain
 from alignkit.evaluation.report.manifest import flat
 from alignkit.evaluation.report.pictures import SIDE, SMALL, fit
+from alignkit.evaluation.standing import LEVEL, Difference, Standing
 
 HERE = Path(__file__).parent
 # bytes of the whole file; pictures get what the rest leaves
 LIMIT, LIMIT_MB = 14_500_000, 15
 MAX_ROWS, MAX_SETTINGS, MAX_CHARACTERS = 3000, 1000, 1000
-LEVEL = 0.05
 # around the pictures of a prompt within the data
 ROOM = 20
 
@@ -90,10 +90,12 @@ def _rows(report: Report) -> tuple[Row, ...]:
 
 
 def _direction(comparison: Comparison) -> str:
-    p, difference = comparison.adjusted_p, comparison.difference
-    if p is None or p >= LEVEL or difference is None or difference.mean == 0:
+    """Only over all prompts, where p is corrected; by the same rule as the verdicts."""
+    p, difference, rate = comparison.adjusted_p, comparison.difference, comparison.win_rate
+    if p is None or difference is None or rate is None:
         return ""
-    return "above" if difference.mean > 0 else "below"
+    standing = Difference(comparison.measure, difference, rate, p).standing
+    return {Standing.HIGHER: "above", Standing.LOWER: "below"}.get(standing, "")
 
 
 def _told(report: Report, number: int) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison, Evaluated, Report
+from alignkit.evaluation.statistics import DISPLACEMENT, DIVERSITY, VENDI
 
 # by embeddings: what is no reward
-DIVERSITY, DISPLACEMENT = "diversity", "displacement"
-SPREADS = (DIVERSITY, "vendi", DISPLACEMENT)
+SPREADS = (DIVERSITY, VENDI, DISPLACEMENT)
 
 
 class Selection(NamedTuple):
