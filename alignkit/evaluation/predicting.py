@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from alignkit.callbacks import ProgressBar
+from alignkit.data.cache.store import as_it_is
 from alignkit.evaluation.drawing import drawn, picture_seed, read_picture
 from alignkit.evaluation.judging import judged
 from alignkit.evaluation.models import Model
@@ -98,7 +99,7 @@ class Predicting(pl.LightningModule):
     def predict_dataloader(self) -> DataLoader[Job]:
         """This process's share, in the order of the models."""
         mine = self._jobs[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(list(mine), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(list(mine), batch_size=None, collate_fn=as_it_is)  # type: ignore[arg-type]
 
     def predict_step(self, job: Job, batch_idx: int) -> int:
         """Does a job; returns its number of pictures."""

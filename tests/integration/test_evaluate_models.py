@@ -142,3 +142,22 @@ def test_the_emoji_base_against_other_weights_of_it(alignkit: Run, tmp_path: Pat
     assert {"MajorityTaste", "EmojiFidelity"} <= set(found.results.scores["base"].reward_PS)
     assert found.verdicts
     assert found.verdicts[0] in said
+
+
+def test_figures_are_those_that_the_run_itself_reported(
+    alignkit: Run, pipeline: Path, tmp_path: Path
+) -> None:
+    """The same prompts, noise, steps and judges: one way to evaluate."""
+    Path("tiny.yaml").write_text(
+        CONFIG.format(pipeline=pipeline).replace("guidance: 2.0}", "guidance: 2.0, rewards: [MajorityTaste]}")
+    )
+    code, _, err = alignkit("fit", "--config", "tiny.yaml", "--run", "runs/demo", "--trainer.max_steps=2")
+    assert code == 0, err
+    code, _, err = alignkit("evaluate", "--run", "runs/demo", "--out", "out", "--device", "cpu")
+    assert code == 0, err
+    reported = json.loads(Path("runs/demo/summary.json").read_text())
+    found = read(tmp_path / "out")
+    assert [prompt.text for prompt in found.results.prompts] == reported["prompts"]
+    for name in ("base", "aligned"):
+        mean = found.results.scores[name].reward_PS["MajorityTaste"].mean()
+        assert mean == pytest.approx(reported["scores"]["MajorityTaste"][name]["mean"], abs=1e-6)
