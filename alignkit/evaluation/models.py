@@ -169,7 +169,7 @@ def _audiences(run: Run, name: str, source: str, found: Saved | None) -> list[Mo
     """What a run trained: one model, or one for each audience of its conditioner."""
 
     def load() -> nn.Module:
-        return aligned(run) if found is None else _at_checkpoint(run, found)
+        return _ended(run) if found is None else _at_checkpoint(run, found)
 
     about = Evaluated(name, source, step=None if found is None else found.step)
     if run.conditioner is None:
@@ -185,6 +185,16 @@ def _audiences(run: Run, name: str, source: str, found: Saved | None) -> list[Mo
         Model(about._replace(name=f"{name} for {audience}"), run.backbone, load, tokens_ULD)
         for audience, tokens_ULD in told.items()
     ]
+
+
+def _ended(run: Run) -> nn.Module:
+    """What a run ended with."""
+    try:
+        return aligned(run)
+    except ValueError as error:
+        if not kept(run.folder):
+            raise
+        raise ValueError(f"{error}\n--model {run.folder}@last evaluates how far it came") from error
 
 
 def _at_checkpoint(run: Run, found: Saved) -> nn.Module:

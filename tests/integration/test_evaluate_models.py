@@ -62,12 +62,17 @@ def test_checkpoints_are_a_series_with_steps_and_the_average_of_each(
         network.load_state_dict(average)
         told = found.manifest["models"][model.name]["weights"]
         assert told == fingerprint(dict(network.named_parameters()))
-    # the run left the average that its last checkpoint holds
+    # the run left the average that its last checkpoint holds; without it, a checkpoint says how far it came
     last = next(model.name for model in found.models if model.name.startswith("end"))
     evaluate(alignkit, "--run", "runs/demo", "--model", "end=runs/demo@last")
     np.testing.assert_array_equal(
         drawn_by(tmp_path / "out", "aligned"), drawn_by(tmp_path / "out", last), strict=True
     )
+    Path("runs/demo/unet").rename("gone")
+    code, _, err = alignkit("evaluate", "--run", "runs/demo", *TASTE)
+    assert code == 2
+    assert "did its training come to its end?" in err
+    assert "--model runs/demo@last evaluates how far it came" in err
 
 
 def test_adapters_draw_as_the_network_that_they_were_merged_into(
