@@ -14,6 +14,9 @@ endif
 
 # more threads only fight each other: the networks are small
 export OMP_NUM_THREADS ?= 2
+# tests: so many processes, of one thread each
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
@@ -23,6 +26,7 @@ help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
 	@echo 'CONFIG=...  what `make demo` runs; ARGS="--trainer.max_steps 10" goes with it'
+	@echo 'WORKERS=4   processes for the tests; 0 runs them in one, as debuggers want it'
 	@echo 'PIP_FLAGS=... goes to pip when it installs torch, such as'
 	@echo '            --index-url https://download.pytorch.org/whl/cpu for the smaller one without CUDA'
 
@@ -32,10 +36,10 @@ demo: $(READY)  ## train the embedded default: install what is missing, then ali
 install: $(READY)  ## make .venv with pinned versions
 
 test: $(READY) $(ACME) lint  ## ruff, mypy, fast tests; with CI=true the slow ones, too
-	$(BIN)/python -m pytest -q $(FAST) $(ARGS)
+	$(PYTEST) $(FAST) $(ARGS)
 
 test-all: $(READY) $(ACME) lint  ## ruff, mypy, all tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check
