@@ -291,7 +291,12 @@ def test_page_fits_its_window_and_is_not_blank(page: webdriver.Chrome, width: in
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    page.execute_script("document.querySelectorAll('details').forEach((one) => (one.open = true))")
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    narrowest = (
+        "return Math.min(...[...document.querySelectorAll('#manifest td')].map((one) => one.offsetWidth))"
+    )
+    assert page.execute_script(narrowest) >= 120
     cut = page.execute_script(
         """return [...document.querySelectorAll(".charts svg text")].filter((text) => {
             const word = text.getBoundingClientRect();
