@@ -143,6 +143,7 @@ def test_markdown_says_verdicts_first_then_every_comparison(tmp_path: Path) -> N
     assert row[6:] == [f"{comparison.wins} / {comparison.ties} / {comparison.losses}", "&lt; 0.001"]
     # 6 measures of all prompts and of 2 categories, with 2 lines above each table
     assert len(rows(sections[0])) == (6 + 2) + (12 + 2)
+    assert rows(sections[0])[8][-1] == "wins / ties / losses"
     assert ["sampler.steps", "20"] in rows(sections[4])
 
 

@@ -27,6 +27,7 @@ COLUMNS = (
     "wins / ties / losses",
     "adjusted p",
 )
+NO_CATEGORY = "(none)"
 
 
 def to_markdown(report: Report) -> str:
@@ -42,11 +43,16 @@ def to_markdown(report: Report) -> str:
         parts += [f"## {escaped(model)} against {escaped(base)}", _table(COLUMNS, map(_row, comparisons))]
         by_category = selection.by_category[model]
         if by_category:
+            # p is corrected over all prompts only
             rows = [
-                (escaped(comparison.category or NO_CATEGORY), str(comparison.num_prompts), *_row(comparison))
+                (
+                    escaped(comparison.category or NO_CATEGORY),
+                    str(comparison.num_prompts),
+                    *_row(comparison)[:-1],
+                )
                 for comparison in by_category
             ]
-            parts += ["### By category", _table(("category", "prompts", *COLUMNS), rows)]
+            parts += ["### By category", _table(("category", "prompts", *COLUMNS[:-1]), rows)]
     if selection.others:
         rows = [
             (escaped(comparison.model), escaped(comparison.against), *_row(comparison))
@@ -68,9 +74,6 @@ def to_markdown(report: Report) -> str:
     manifest = [(escaped(key), escaped(value)) for key, value in flat(report.manifest)]
     parts += ["## Manifest", _table(("setting", "value"), manifest)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-NO_CATEGORY = "(none)"
 
 
 def escaped(text: str) -> str:
