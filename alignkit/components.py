@@ -261,6 +261,14 @@ class Backbone(nn.Module, ABC):
             "(alignkit.Backbone.encoder_hashes)"
         )
 
+    def drawing_settings(self, network: nn.Module) -> Mapping[str, str]:
+        """What the pictures of a network depend on besides weights, ``encoder_hashes`` and the schedule.
+
+        By name: other settings of the sampling method, the network's own, in what type it is run. Pictures
+        are kept under a hash of it, so what is left out here is not drawn anew when it changes.
+        """
+        return {}
+
     @abstractmethod
     def encode_images(self, image_NCHW: Tensor) -> Moments:
         """Encodes images in [-1, 1] into scaled latents, draws nothing."""

@@ -1,4 +1,4 @@
-"""What a model's pictures depend on, as hashes: of its weights, of what is around them, of its schedule."""
+"""What a model's pictures depend on: hashes of its weights, of what is around them, and of its settings."""
 
 import hashlib
 import json
@@ -29,6 +29,7 @@ def identified(model: Model) -> dict[str, Any]:
         "schedule": tensor_hash(backbone.schedule.alpha_T),
         "prediction_type": backbone.prediction_type,
         "sampler": backbone.solver,
+        "drawing": dict(backbone.drawing_settings(network)),
         "audience": told,
     }
 

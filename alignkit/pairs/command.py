@@ -6,7 +6,6 @@ stand beside every picture. What is killed goes on when it is called again, and 
 """
 
 import argparse
-import hashlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from alignkit.commandline import Parser, refusals
 from alignkit.components import Backbone
 from alignkit.evaluation import Evaluation
 from alignkit.evaluation.drawing import PRECISIONS
+from alignkit.evaluation.identity import tensor_hash
 from alignkit.evaluation.scorers import class_name
 from alignkit.generate import CONFIG, Run, aligned, opened
 from alignkit.naming import defaults
@@ -221,9 +221,7 @@ def _order(
     judges: Mapping[str, Judge],
 ) -> Order:
     own, tokens_LD = model.evaluation, generator.tokens_LD
-    audience = (
-        "" if tokens_LD is None else hashlib.sha256(tokens_LD.float().cpu().numpy().tobytes()).hexdigest()
-    )
+    audience = "" if tokens_LD is None else tensor_hash(tokens_LD)
     provenance = Provenance(
         round=0,
         generator=fingerprint(dict(generator.network.named_parameters())),

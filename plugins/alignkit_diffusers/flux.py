@@ -125,6 +125,10 @@ class Flux(TransformerPipeline):
             "width": self.resolution,
         }
 
+    def drawing_settings(self, network: nn.Module) -> Mapping[str, str]:
+        own = {"guidance_embedding": str(self.guidance_embedding), "resolution": str(self.resolution)}
+        return {**super().drawing_settings(network), **own}
+
     def _unpacked(self, drawn: Tensor) -> Tensor:
         return _pictured(drawn, self.resolution // (PATCH * self._pixels_per_latent))
 

@@ -5,6 +5,7 @@ tokens; D width.
 """
 
 import copy
+import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import AutoencoderKL
 from diffusers.training_utils import _collate_lora_metadata
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -136,6 +138,16 @@ class PipelineBackbone(Backbone):
     def _reading(self) -> Mapping[str, Any]:
         """Settings that change what is said of a prompt."""
         return {}
+
+    def drawing_settings(self, network: nn.Module) -> Mapping[str, str]:
+        told = {
+            "network sha256": hashlib.sha256(_plain(network.config).encode()).hexdigest(),
+            "scheduler": _plain(self._scheduler.config),
+            "frozen_dtype": self.frozen_dtype,
+        }
+        # their strength is no weight
+        scales = {name: it.scaling for name, it in network.named_modules() if isinstance(it, LoraLayer)}
+        return {**told, "scales of adapters": _plain(scales)} if scales else told
 
     def prompt_limit(self) -> PromptLimit:
         lengths = self._lengths()
@@ -307,3 +319,9 @@ class PipelineBackbone(Backbone):
     def _loaded(self, kind: Any, part: str) -> Any:
         """A part without weights."""
         return self.store.plain(kind, part)
+
+
+def _plain(settings: Any) -> str:
+    """Settings as text; what diffusers notes of its own, such as its version, is left out."""
+    told = {name: value for name, value in settings.items() if not name.startswith("_")}
+    return json.dumps(told, sort_keys=True, default=str)
