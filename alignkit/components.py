@@ -402,7 +402,10 @@ class Measure(nn.Module, ABC):
     """What rewards and features have in common: a record tells where they come from."""
 
     def origins(self) -> Mapping[str, str]:
-        """Where its weights come from, for a record: hub ids or paths, commits, hashes of files; by names."""
+        """Where its weights come from, for a record: hub ids or paths, commits, hashes of files; by names.
+
+        Scores that are kept count again while this, the settings and the module of the class are the same.
+        """
         return {}
 
     @final

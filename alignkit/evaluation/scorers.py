@@ -1,5 +1,8 @@
 """Who judges pictures: rewards, and features by whose distances pictures differ."""
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +23,7 @@ class Scorer(NamedTuple):
         name: of the class.
         settings: its class and arguments, as a config writes them.
         judge: the built thing.
-        key: a hash of what its figures depend on.
+        key: a hash of what its figures depend on: settings, origins, and the text of the module of its class.
         provenance: where its weights come from.
     """
 
@@ -66,5 +69,15 @@ def built_judge(kind: str, settings: Mapping[str, Any], device: torch.device) ->
 def scorer(kind: str, settings: Mapping[str, Any]) -> Scorer:
     """Builds a scorer, on the CPU."""
     judge, name = built_judge(kind, settings, torch.device("cpu")), class_name(settings)
-    # not by its provenance: another release of whoever brings it judges alike until its weights differ
-    return Scorer(name, settings, judge, key_of(settings, dict(judge.origins())), judge.provenance())
+    told = judge.provenance()  # once: a server may be asked for it
+    # not by the release of whoever brings it: it judges alike until its code or its weights differ
+    depends = {name: value for name, value in told.items() if name != "distribution"}
+    return Scorer(name, settings, judge, key_of(settings, depends, _code(type(judge))), told)
+
+
+def _code(kind: type) -> str:
+    """A hash of the module that a class stands in; empty where its text is not to be had."""
+    try:
+        return hashlib.sha256(inspect.getsource(sys.modules[kind.__module__]).encode()).hexdigest()
+    except (OSError, TypeError):
+        return ""

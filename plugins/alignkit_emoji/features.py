@@ -1,5 +1,7 @@
 """What the shipped judge sees in images. Suffixes: N images, D width of the judge's space, C H W."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from alignkit.components import Features
@@ -12,6 +14,9 @@ class EmojiFeatures(Features):
     def __init__(self) -> None:
         super().__init__()
         self.judge = Judge()
+
+    def origins(self) -> Mapping[str, str]:
+        return self.judge.origins()
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         return self.judge.embed_images(image_NCHW)

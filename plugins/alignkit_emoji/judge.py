@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
+from alignkit.files import sha256
 from alignkit_emoji.pictures import FOLDER
 
 
@@ -20,6 +21,10 @@ class Judge(nn.Module):
         self.tokenizer = CLIPTokenizer.from_pretrained(folder)
         self.size = self.clip.config.vision_config.image_size
         self.width = self.clip.config.projection_dim
+
+    def origins(self) -> dict[str, str]:
+        """What a record says of it."""
+        return {"judge sha256 model.safetensors": sha256(FOLDER / "judge" / "model.safetensors")}
 
     @property
     def scale(self) -> Tensor:

@@ -3,7 +3,7 @@
 Suffixes: N images, M shipped concepts, D width of the judge's space, C H W.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class EmojiFidelity(Reward):
         super().__init__()
         self.judge = Judge()
 
+    def origins(self) -> Mapping[str, str]:
+        return self.judge.origins()
+
     def forward(self, image_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         return 100 * (self.judge.embed_images(image_NCHW) * self.judge.embed_texts(prompts)).sum(1)
 
@@ -56,6 +59,9 @@ class EmojiRecognition(Reward):
         self.judge = Judge()
         self.concepts = load_concepts()
         self.register_buffer("concept_MD", self.judge.embed_texts(self.concepts), persistent=False)
+
+    def origins(self) -> Mapping[str, str]:
+        return self.judge.origins()
 
     def forward(self, image_NCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         image_ND = self.judge.scale * self.judge.embed_images(image_NCHW)

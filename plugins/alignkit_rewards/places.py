@@ -1,6 +1,5 @@
 """Where models and files of weights are: here or on the hub; and what a record says of them."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from alignkit.files import sha256
 from alignkit.folders import located_folder
 
 # what a hub id is read at if no revision is given: commits that several public repositories name, which is
@@ -167,8 +167,7 @@ def _snapshot(
 @lru_cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Of a file, once as long as it does not change: gigabytes take seconds."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _matching(root: Path, patterns: Sequence[str]) -> dict[str, Path]:

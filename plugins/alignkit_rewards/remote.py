@@ -54,8 +54,8 @@ class RemoteReward(Reward):
     def origins(self) -> Mapping[str, str]:
         try:
             said = protocol.parsed(self._ask(None), self._owner)
-        except ValueError as error:  # other servers may know nothing of themselves
-            return {"url": self.url, "remote reward": f"not told: {error}"}
+        except ValueError:  # other servers may know nothing of themselves, and say so otherwise each time
+            return {"url": self.url, "remote reward": "not told"}
         provenance = said.get("provenance")
         told = provenance if isinstance(provenance, dict) else {}
         remote = {f"remote {name}": str(value) for name, value in told.items()}
