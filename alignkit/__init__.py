@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Sampler,
         Weighting,
     )
+    from alignkit.evaluation.results import Prompt
     from alignkit.types import (
         Batch,
         Encoded,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         Sample,
         Schedule,
         Scored,
+        Text,
         Weights,
     )
 
@@ -52,6 +54,7 @@ _HOMES = {
         "Sampler",
         "Weighting",
     ),
+    "alignkit.evaluation.results": ("Prompt",),
     "alignkit.types": (
         "Batch",
         "Encoded",
@@ -86,6 +89,7 @@ __all__ = [
     "PairRecord",
     "PairSource",
     "Paper",
+    "Prompt",
     "PromptLimit",
     "PromptSuite",
     "Reference",

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from alignkit import PromptSuite
-from alignkit.evaluation.results import Prompt
+from alignkit import Prompt, PromptSuite
 from alignkit_emoji.pictures import FOLDER, SETS
 from alignkit_emoji.source import EmojiPairs
 

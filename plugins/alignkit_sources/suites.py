@@ -6,9 +6,8 @@ from typing import Literal, get_args
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from alignkit import PromptSuite
+from alignkit import Prompt, PromptSuite
 from alignkit.evaluation.promptfiles import read_prompts
-from alignkit.evaluation.results import Prompt
 from alignkit_sources.tables import table
 
 Split = Literal["test_unique", "validation_unique"]

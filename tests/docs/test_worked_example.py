@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.evaluation.report import read
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "write_a_method.md").read_text(encoding="utf-8")
 FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.M | re.S)
+BELOW = ", below"
 INSTALL = "pip install -e ."
-# a few steps in place of a run
+# a few steps in place of a run, and of an evaluation
+QUICK = ("--num-steps=2", "--seeds=2", "--device=cpu")
 SHORT = (
     "--trainer.max_steps=3",
     "--trainer.limit_val_batches=1",
@@ -27,12 +31,18 @@ SHORT = (
 
 
 def files() -> dict[str, str]:
-    return {match["title"]: match["text"] for match in FENCE.finditer(PAGE) if match["title"]}
+    found: dict[str, str] = {}
+    for match in FENCE.finditer(PAGE):
+        if match["title"]:
+            name = match["title"].removesuffix(BELOW)
+            assert (name in found) == match["title"].endswith(BELOW), match["title"]
+            found[name] = "\n\n".join([found[name], match["text"]] if name in found else [match["text"]])
+    return found
 
 
 def commands() -> list[str]:
-    (shell,) = [match["text"] for match in FENCE.finditer(PAGE) if match["language"] == "sh"]
-    return shell.splitlines()
+    shells = [match["text"] for match in FENCE.finditer(PAGE) if match["language"] == "sh"]
+    return [command for shell in shells for command in shell.splitlines()]
 
 
 def test_the_page_has_the_files_and_commands_that_it_promises() -> None:
@@ -42,8 +52,15 @@ def test_the_page_has_the_files_and_commands_that_it_promises() -> None:
         "squared_hinge/functional.py",
         "squared_hinge/objective.py",
         "tests/test_squared_hinge.py",
+        "squared_hinge/judging.py",
     ]
-    assert [command.split()[0] for command in commands()] == ["pip", "alignkit", "pytest", "alignkit"]
+    assert [command.split()[0] for command in commands()] == [
+        "pip",
+        "alignkit",
+        "pytest",
+        "alignkit",
+        "alignkit",
+    ]
     assert commands()[0] == INSTALL
 
 
@@ -84,7 +101,7 @@ def test_the_example_installs_keeps_the_contracts_and_trains(tmp_path: Path) -> 
     for command in commands():
         program, *arguments = shlex.split(command)
         given = [] if program == "pip" else arguments
-        short = SHORT if arguments[:1] == ["fit"] else ()
+        short = {"fit": SHORT, "evaluate": QUICK}.get(arguments[0] if arguments else "", ())
         done = subprocess.run(
             [*shlex.split(ours[program]), *given, *short],
             cwd=folder,
@@ -97,6 +114,12 @@ def test_the_example_installs_keeps_the_contracts_and_trains(tmp_path: Path) -> 
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
     assert re.search(r"objective +SquaredHinge +squared_hinge +squared-hinge 0\.1\.0", printed[1])
-    assert re.search(r"1\d passed", printed[2])
+    for name in ("Greenness", "Layout", "GreenFruit"):
+        assert re.search(rf"{name} +squared_hinge +squared-hinge 0\.1\.0", printed[1])
+    assert re.search(r"3\d passed", printed[2])
     summary = json.loads((folder / "runs" / "squared_hinge" / "summary.json").read_text())
     assert (summary["objective"], summary["steps"]) == ("SquaredHinge", 3)
+    report = read(folder / "evaluations" / "squared_hinge-GreenFruit")
+    assert {one.category for one in report.comparisons} == {None, "tree", "vine"}
+    assert {one.measure for one in report.comparisons} == {"Greenness", "diversity", "vendi", "displacement"}
+    assert report.manifest["suite"]["prompts"] == 4
