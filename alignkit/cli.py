@@ -1,6 +1,7 @@
 """The command line: answers `--help` and `list` at once, and imports torch only for what needs it."""
 
 import importlib
+import io
 import os
 import sys
 import textwrap
@@ -30,6 +31,8 @@ OPTIONS = textwrap.dedent("""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 2 for a user's mistake, told in a few lines."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # prompts and figures may have what a terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

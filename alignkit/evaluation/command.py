@@ -27,6 +27,7 @@ from alignkit.evaluation.statistics import comparisons
 from alignkit.evaluation.store import Store
 from alignkit.evaluation.suites import Suite
 from alignkit.evaluation.verdicts import verdicts
+from alignkit.evaluation.wording import bounds, lined_up, number, percent, signed
 from alignkit.mistakes import UsageError
 from alignkit.training import quiet_libraries
 
@@ -193,14 +194,12 @@ def _summary(report: Report) -> str:
     rows = [
         each for each in report.comparisons if each.category is None and each.against == first != each.model
     ]
-    wide = max((len(each.model) for each in rows), default=0)
-    long = max((len(each.measure) for each in rows), default=0)
-    head = f"{'':{wide}}  {'':{long}}  {'mean':>8}  {'minus ' + first:>26}  {'wins':>5}"
-    return "\n".join([*report.verdicts, "", head, *(_row(each, wide, long) for each in rows), ""])
+    head = ["", "", "mean", f"minus {first}", "wins"]
+    return "\n".join([*report.verdicts, "", lined_up([head, *map(_row, rows)], 2), ""])
 
 
-def _row(each: Comparison, wide: int, long: int) -> str:
-    difference = "" if each.difference is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*each.difference)
-    wins = "" if each.win_rate is None else f"{each.win_rate.mean:.0%}"
-    named = f"{each.model:{wide}}  {each.measure:{long}}"
-    return f"{named}  {each.mean.mean:8.3f}  {difference:>26}  {wins:>5}".rstrip()
+def _row(each: Comparison) -> list[str]:
+    found = each.difference
+    difference = "" if found is None else f"{signed(found.mean)} {bounds(found)}"
+    wins = "" if each.win_rate is None else percent(each.win_rate.mean)
+    return [each.model, each.measure, number(each.mean.mean), difference, wins]

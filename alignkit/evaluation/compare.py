@@ -18,6 +18,7 @@ from alignkit.evaluation.drawing import drawn, picture_seed
 from alignkit.evaluation.judging import judged
 from alignkit.evaluation.results import Prompt, Results, Scores
 from alignkit.evaluation.statistics import comparisons
+from alignkit.evaluation.wording import bounds, lined_up, number, percent
 from alignkit.module import AlignModule
 
 # how many pictures are denoised at once
@@ -119,16 +120,15 @@ def compare(prompts: Sequence[str], base: Scores, aligned: Scores) -> dict[str, 
 
 def table(report: Mapping[str, Mapping[str, Any]]) -> str:
     """The comparison as lines of text."""
-    lines = [f"{'':20}{'base':>24}{'aligned':>24}{'difference':>24}{'wins':>7}"]
+    rows = [["", "base", "aligned", "difference", "wins"]]
     for name, figures in report.items():
         cells = [
             _cell(Interval(**figures[part])) if part in figures else ""
             for part in ("base", "aligned", "difference")
         ]
-        wins = f"{figures['win_rate']['mean']:.0%}" if "win_rate" in figures else ""
-        lines.append((f"{name:20}" + "".join(f"{cell:>24}" for cell in cells) + f"{wins:>7}").rstrip())
-    return "\n".join(lines)
+        rows.append([name, *cells, percent(figures["win_rate"]["mean"]) if "win_rate" in figures else ""])
+    return lined_up(rows, 1)
 
 
 def _cell(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{number(interval.mean)} {bounds(interval)}"

@@ -1,5 +1,7 @@
 """Figures as short text. The whole figure stands in the JSON, and beside its short form in the page."""
 
+from collections.abc import Sequence
+
 from alignkit.evaluation.bootstrap import Interval
 
 MINUS = "\u2212"
@@ -44,3 +46,20 @@ def bounds(interval: Interval) -> str:
 def percent_bounds(interval: Interval) -> str:
     """The ends of an interval of a share, in percent."""
     return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def lined_up(rows: Sequence[Sequence[str]], names: int) -> str:
+    """Rows of cells as lines: the first columns, of names, to the left, the others to the right.
+
+    Example:
+        >>> print(lined_up([["", "mean"], ["Redness", "0.1"]], 1))
+                 mean
+        Redness   0.1
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust] * names + [str.rjust] * (len(widths) - names)
+    lines = [
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

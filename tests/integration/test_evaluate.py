@@ -1,5 +1,6 @@
 """`alignkit evaluate` through the command line: what is drawn, kept, judged, compared and gone on with."""
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
+from alignkit.cli import main
 from alignkit.components import Features, Reward
 from alignkit.evaluation.drawing import picture_seed
 from alignkit.evaluation.report import read
@@ -455,3 +457,25 @@ def test_sigkill_loses_a_batch_at_most(
     assert len(draws) == 24 - kept
     evaluate(alignkit, *given, out="whole")
     assert report(tmp_path / "out") == report(tmp_path / "whole")
+
+
+def test_a_terminal_without_its_letters_ends_no_evaluation(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding="ascii"))
+    given = ("--model", "base", "--model", "grün=runs/demo", "--device", "cpu", "--out", "out")
+    assert main(["evaluate", *given]) == 0
+    sys.stdout.flush()
+    assert b"gr\\xfcn" in terminal.getvalue()
+
+
+def test_the_summary_shows_differences_however_small(alignkit: Command, run: Path, tmp_path: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("factor: 3.0", "factor: 0.00001"))
+    said = evaluate(alignkit)
+    (found,) = [one for one in read(tmp_path / "out").comparisons if one.measure == "Redness"]
+    assert found.difference is not None
+    assert 0 < abs(found.difference.mean) < 1e-4
+    assert f"{abs(found.difference.mean):.2e}".replace("-", "\N{MINUS SIGN}") in said
