@@ -7,7 +7,7 @@ import torch
 
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
-from alignkit.pairs.judges import built, named_judges
+from alignkit.evaluation.scorers import built_judge, named_settings
 from alignkit.training import quiet_libraries
 from alignkit_rewards.server import Limits, RewardServer
 
@@ -67,7 +67,8 @@ def server(catalog: Catalog, options: argparse.Namespace) -> RewardServer:
     for name in ("max_bytes", "max_pixels"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    (reward,) = built(named_judges(catalog, [options.reward], ()), options.device).values()
+    settings = named_settings(catalog, "reward", options.reward, ())
+    reward = built_judge("reward", settings, torch.device(options.device))
     try:
         return RewardServer(
             reward, (options.host, options.port), Limits(options.max_bytes, options.max_pixels)

@@ -6,9 +6,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
-import torch
-
 from alignkit import Reward
+from alignkit.evaluation.judging import judged
 from alignkit_rewards import protocol
 
 # seconds without a byte, after which a connection is closed
@@ -55,20 +54,19 @@ class RewardServer(ThreadingHTTPServer):
         host, port = self.server_address[:2]
         return f"http://{host if isinstance(host, str) else host.decode()}:{port}"
 
-    @torch.no_grad()
     def scores(self, body: bytes) -> list[float]:
         """Scores of what was posted.
 
         Raises:
             ValueError: it is no request, or too large.
-            ArithmeticError: the reward does not say a number of every picture.
+            RuntimeError: the reward does not say a number of every picture.
         """
         image_NCHW, prompts = protocol.pictures(body, self.limits.max_pixels)
-        with self._one:
-            score_N = self.reward(image_NCHW, prompts).double().cpu()
-        if score_N.shape != (len(prompts),) or not score_N.isfinite().all():
-            raise ArithmeticError(f"{type(self.reward).__name__} gives {score_N.tolist()}")
-        found: list[float] = score_N.tolist()
+        try:
+            with self._one:
+                found: list[float] = judged(self.reward, image_NCHW, prompts).tolist()
+        except ValueError as error:
+            raise RuntimeError(str(error)) from error
         return found
 
 
