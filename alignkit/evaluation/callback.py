@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from alignkit.components import Features, Reward
@@ -137,13 +136,12 @@ class Evaluation(pl.Callback):
             name: draw(module.backbone, module.policy, prompts, **options, tokens_ULD=told, label=name)  # type: ignore[arg-type]
             for name, told in audiences(module, ALIGNED).items()
         }
-        columns = min(self.sheet_prompts, len(prompts))
-        shown = torch.arange(columns) * len(prompts) // columns
+        shown = evenly(range(len(prompts)), self.sheet_prompts)
         seeds = range(min(SHEET_SEEDS, self.images_per_prompt))
         sheet = contact_sheet(
             [to_pictures(image[shown, m]) for m in seeds for image in (base, *aligned.values())],
             ["base", *aligned] * len(seeds),
-            [prompts[i] for i in shown.tolist()],
+            [prompts[i] for i in shown],
         )
         sheet.save(folder / SHEET)
         base_scores = score(base, prompts, rewards=self.rewards, features=self.features)

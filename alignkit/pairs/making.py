@@ -11,6 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from alignkit.evaluation.sheet import contact_sheet
+from alignkit.evaluation.suites import evenly
 from alignkit.files import whole, write_text
 from alignkit.pairs.candidates import Candidates, Drawn
 from alignkit.pairs.files import write_table
@@ -69,8 +70,7 @@ class Making:
     def _tables(self) -> Iterator[pa.Table]:
         """Pairs, one table for each file of candidates that has some."""
         order, schema, number = self._candidates.order, columns(self._rule), 0
-        count = min(SHEET_PROMPTS, len(order.prompts))
-        on_sheet = {i * len(order.prompts) // count for i in range(count)}
+        on_sheet = set(evenly(range(len(order.prompts)), SHEET_PROMPTS))
         has_pairs = False
         for part in self._candidates.read():
             rows = []
