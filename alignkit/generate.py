@@ -1,7 +1,7 @@
 """`alignkit generate`: pictures of a run's model, base beside aligned."""
 
 import argparse
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
 from alignkit.components import Backbone, Conditioner
 from alignkit.evaluation.compare import draw
+from alignkit.evaluation.drawing import file_name
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.training import quiet_libraries
 
@@ -84,6 +85,7 @@ def _generate(arguments: list[str]) -> None:
     guidance = run.evaluation["guidance"] if options.guidance is None else options.guidance
     out: Path = options.out or options.run / "generated"
     out.mkdir(parents=True, exist_ok=True)
+    names = _names(options.prompt)
     rows = []
     for label, (network, told) in drawn.items():
         image_PMCHW = draw(
@@ -100,11 +102,19 @@ def _generate(arguments: list[str]) -> None:
         pictures = to_pictures(image_PMCHW.flatten(0, 1))
         rows.append(pictures)
         for i, picture in enumerate(pictures):
-            name = re.sub(r"\W+", "-", options.prompt[i // options.num]).strip("-")
-            picture.save(out / f"{name}-{i % options.num}-{label}.png")
+            picture.save(out / f"{names[i // options.num]}-{i % options.num}-{label}.png")
     labels = [prompt if i == 0 else "" for prompt in options.prompt for i in range(options.num)]
     contact_sheet(rows, list(drawn), labels).save(out / SHEET)
     print(f"{2 * len(rows[0])} pictures and {SHEET} are in {out}")
+
+
+def _names(prompts: Sequence[str]) -> list[str]:
+    """What pictures of each prompt are called; those that would be called alike are numbered."""
+    plain = [file_name(prompt) for prompt in prompts]
+    return [
+        f"{name}-again{again}" if (again := plain[:place].count(name)) else name
+        for place, name in enumerate(plain)
+    ]
 
 
 def aligned(run: Run) -> nn.Module:

@@ -218,16 +218,18 @@ def test_validate_scores_a_checkpoint(alignkit: Run, config: str, tmp_path: Path
 
 
 def test_generate_draws_base_beside_aligned(alignkit: Run, config: str, tmp_path: Path) -> None:
+    """Every picture has a file, also where prompts are long, or differ in what no name holds."""
+    long = "x" * 300
     code, _, err = alignkit("fit", "--config", config, "--run", "run", "--evaluation.max_prompts", "0")
     assert code == 0, err
     code, out, err = alignkit(
-        "generate", "--run", "run", "--prompt", "a red apple", "green pear", "--num", "2"
+        "generate", "--run", "run", "--prompt", "a red apple", "green pear", "a red/apple", long, "--num", "2"
     )
     assert code == 0, err
     drawn = {path.name for path in (tmp_path / "run" / "generated").iterdir()}
     assert drawn == {"sheet.png"} | {
         f"{prompt}-{i}-{label}.png"
-        for prompt in ("a-red-apple", "green-pear")
+        for prompt in ("a-red-apple", "green-pear", "a-red-apple-again1", long[:120])
         for i in range(2)
         for label in ("base", "aligned")
     }
