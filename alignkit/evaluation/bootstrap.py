@@ -19,11 +19,6 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(value_P: NDArray[np.float64], *, num_resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The interval of a mean over prompts: see ``intervals``."""
-    return intervals(value_P[:, None], num_resamples=num_resamples, seed=seed)[0]
-
-
 def intervals(
     value_PK: NDArray[np.float64], *, num_resamples: int = 10_000, seed: int = 0
 ) -> tuple[Interval, ...]:
@@ -54,7 +49,7 @@ def intervals(
     """
     count = len(value_PK)
     if not count:
-        raise ValueError("bootstrap: needs at least one prompt, got none")
+        raise ValueError("intervals: needs at least one prompt, got none")
     sorted_PK = np.sort(value_PK, axis=0)
     flat_K = sorted_PK[0] == sorted_PK[-1]
     mean_K = np.where(flat_K, sorted_PK[0], sorted_PK.mean(0))

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignkit import Features, Reward
-from alignkit.evaluation.bootstrap import bootstrap
+from alignkit.evaluation.bootstrap import intervals
 from alignkit.evaluation.compare import compare, score, table
 from alignkit.evaluation.results import Scores
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
@@ -29,18 +29,18 @@ class Brightness(Reward):
 def test_interval_of_many_normal_values_is_that_of_the_normal_law() -> None:
     """A mean of 400 standard normals has deviation 1/20, so 95 % of a resampled mean lie within 1.96/20."""
     value_P = np.random.default_rng(0).normal(size=400)
-    interval = bootstrap(value_P)
+    (interval,) = intervals(value_P[:, None])
     assert interval.mean == pytest.approx(value_P.mean())
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * value_P.std() / 20, rel=0.03)
 
 
 def test_interval_of_a_constant_is_a_point() -> None:
-    assert bootstrap(np.full(5, 2.5)) == (2.5, 2.5, 2.5)
+    assert intervals(np.full((5, 1), 2.5)) == ((2.5, 2.5, 2.5),)
 
 
 def test_no_prompt_has_no_interval() -> None:
     with pytest.raises(ValueError, match="at least one prompt"):
-        bootstrap(np.array([]))
+        intervals(np.zeros((0, 1)))
 
 
 def judged(*value_P: float) -> Scores:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from alignkit.evaluation.bootstrap import bootstrap, intervals, student_quantile
+from alignkit.evaluation.bootstrap import Interval, intervals, student_quantile
 from alignkit.evaluation.contents import Comparison, Evaluated
 from alignkit.evaluation.results import Prompt, Results, Scores
 from alignkit.evaluation.significance import holm, sign_test
@@ -82,25 +82,30 @@ def test_students_quantiles_are_those_of_the_tables(freedom: int, point: float) 
     assert student_quantile(freedom) == pytest.approx(point, rel=2e-3)
 
 
+def interval_of(value_P: NDArray[np.float64]) -> Interval:
+    (interval,) = intervals(value_P[:, None])
+    return interval
+
+
 def test_few_prompts_have_students_interval_at_least() -> None:
     """Of two values, 0 and 2: mean 1, standard error 1, and t of one degree is 12.7."""
-    assert bootstrap(np.array([0.0, 2.0])) == pytest.approx((1, 1 - 12.7062, 1 + 12.7062), rel=1e-4)
+    assert interval_of(np.array([0.0, 2.0])) == pytest.approx((1, 1 - 12.7062, 1 + 12.7062), rel=1e-4)
 
 
 def test_one_prompt_that_differs_does_not_break_an_interval() -> None:
     """In a third of all resamples of 20 prompts it is missing; the interval stays finite and holds 0."""
-    interval = bootstrap(np.array([1.0] + [0.0] * 19))
+    interval = interval_of(np.array([1.0] + [0.0] * 19))
     assert interval.mean == 0.05
     assert -0.5 < interval.low < 0 < 0.1 < interval.high < 0.5
 
 
 def test_intervals_do_not_depend_on_scale_order_or_company() -> None:
     value_PK = np.random.default_rng(0).exponential(size=(57, 300))
-    alone = bootstrap(value_PK[:, 270])
+    alone = interval_of(value_PK[:, 270])
     beside = intervals(value_PK)[270]
     np.testing.assert_allclose(beside, alone, rtol=1e-12)
-    assert bootstrap(value_PK[::-1, 270]) == alone
-    np.testing.assert_allclose(bootstrap(1e-6 * value_PK[:, 270] + 3e-6), np.array(alone) * 1e-6 + 3e-6)
+    assert interval_of(value_PK[::-1, 270]) == alone
+    np.testing.assert_allclose(interval_of(1e-6 * value_PK[:, 270] + 3e-6), np.array(alone) * 1e-6 + 3e-6)
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (5, 0), (3, 3), (2, 9), (10, 4), (11, 1)])
