@@ -86,6 +86,9 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
     keys = {name: key_of(identity) for name, identity in identities.items()}
     if _is_first():
         same = [pair for pair in combinations(keys, 2) if keys[pair[0]] == keys[pair[1]]]
+        changed = sum(store.is_changed(one) for pictures in wanted.values() for one in pictures)
+        if changed:
+            print(f"{changed} pictures are not as they were drawn and judged; they are drawn again")
         _say_what_comes(suite, models, numbers, jobs, record.changed(keys), same)
         record.write(keys)
     if jobs:

@@ -12,9 +12,18 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from alignkit.evaluation.identity import key_of
-from alignkit.files import whole
+from alignkit.files import quick_hash, whole
 
 PICTURES, SCORES = "pictures", "scores"
+SCHEMA = pa.schema(
+    [
+        ("picture", pa.string()),  # its key
+        ("path", pa.string()),
+        ("file", pa.string()),  # a hash of it
+        ("scorer", pa.string()),  # by key; empty: none
+        ("values", pa.list_(pa.float64())),
+    ]
+)
 Values = NDArray[np.float64]
 
 
@@ -36,11 +45,23 @@ class Picture(NamedTuple):
     path: str
 
 
+class Kept(NamedTuple):
+    """What is known of a picture.
+
+    Args:
+        file: a hash of the file that was judged.
+        said: by whom it was judged, and how.
+    """
+
+    file: str
+    said: dict[str, Values]
+
+
 class Store:
     """What was drawn and scored in a folder.
 
     A picture counts as kept when its batch is written down, in one file with its scores, after all of its
-    pictures were written.
+    pictures were written; and as long as its own file is the one that was judged.
 
     Args:
         folder: the folder of the evaluation.
@@ -48,37 +69,48 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._scores: dict[str, dict[str, Values]] = {}
+        self._kept: dict[tuple[str, str], Kept] = {}
+        self._hashes: dict[str, str | None] = {}
 
     def read(self) -> None:
         """Reads what there is; a file that is damaged is none."""
-        self._scores = {}
+        self._kept, self._hashes = {}, {}
         paths = (self.folder / SCORES).glob("*.parquet")
         for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name)):
             try:
-                table = pq.read_table(path)
-            except (pa.ArrowInvalid, OSError):
+                table = pq.read_table(path, page_checksum_verification=True)
+            except (pa.ArrowException, OSError):
+                continue
+            if not table.schema.equals(SCHEMA):
                 continue
             ends = table["values"].combine_chunks().offsets.to_numpy()
             values = table["values"].combine_chunks().flatten().to_numpy().astype(np.float64)
-            pictures, scorers = table["picture"].to_pylist(), table["scorer"].to_pylist()
-            for row, (picture, scorer) in enumerate(zip(pictures, scorers, strict=True)):
-                known = self._scores.setdefault(picture, {})
+            columns = (table[name].to_pylist() for name in ("picture", "path", "file", "scorer"))
+            for row, (picture, place, file, scorer) in enumerate(zip(*columns, strict=True)):
+                known = self._kept.get((picture, place))
+                if known is None or known.file != file:
+                    known = self._kept[picture, place] = Kept(file, {})
                 if scorer:
-                    known[scorer] = values[ends[row] : ends[row + 1]]
+                    known.said[scorer] = values[ends[row] : ends[row + 1]]
 
     def has(self, picture: Picture) -> bool:
-        """Whether a picture is kept."""
-        return picture.key in self._scores and (self.folder / picture.path).is_file()
+        """Whether a picture is kept, as it was judged."""
+        known = self._kept.get((picture.key, picture.path))
+        return known is not None and known.file == self._hash(picture)
+
+    def is_changed(self, picture: Picture) -> bool:
+        """Whether a picture is there, and is not the one that was judged."""
+        known = self._kept.get((picture.key, picture.path))
+        return known is not None and self._hash(picture) not in (None, known.file)
 
     def lacking(self, picture: Picture, scorers: Sequence[str]) -> list[str]:
         """Those scorers that have not judged it."""
-        known = self._scores.get(picture.key, {})
-        return [scorer for scorer in scorers if scorer not in known]
+        known = self._kept.get((picture.key, picture.path), Kept("", {}))
+        return [scorer for scorer in scorers if scorer not in known.said]
 
     def values(self, picture: Picture, scorer: str) -> Values:
         """What a scorer said of a picture: one number, or an embedding."""
-        return self._scores[picture.key][scorer]
+        return self._kept[picture.key, picture.path].said[scorer]
 
     def save_pictures(
         self, pictures: Sequence[Picture], images: Sequence[Image.Image], told: Mapping[str, str]
@@ -93,14 +125,19 @@ class Store:
 
     def write(self, pictures: Sequence[Picture], values: Mapping[str, Values]) -> None:
         """Writes down that pictures are kept, and what scorers said: (N,) or (N, D), by their keys."""
-        picture, scorer, rows = [], [], []
+        rows = []
         for row, one in enumerate(pictures):
-            picture += [one.key] * (1 + len(values))
-            scorer += ["", *values]
-            rows += [[], *(np.atleast_1d(of_all[row]).tolist() for of_all in values.values())]
-        table = pa.table(
-            {"picture": picture, "scorer": scorer, "values": pa.array(rows, pa.list_(pa.float64()))}
-        )
-        named = key_of([one.key for one in pictures], sorted(values))
+            said = {"": [], **{key: np.atleast_1d(of_all[row]).tolist() for key, of_all in values.items()}}
+            file = quick_hash({"": self.folder / one.path})
+            rows += [(one.key, one.path, file, scorer, numbers) for scorer, numbers in said.items()]
+        table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
+        named = key_of([(one.key, one.path) for one in pictures], sorted(values))
         with whole(self.folder / SCORES / f"{named}.parquet") as partial:
-            pq.write_table(table, partial)
+            pq.write_table(table, partial, write_page_checksum=True)
+
+    def _hash(self, picture: Picture) -> str | None:
+        """A hash of a picture's file, computed once; None: there is none."""
+        if picture.path not in self._hashes:
+            path = self.folder / picture.path
+            self._hashes[picture.path] = quick_hash({"": path}) if path.is_file() else None
+        return self._hashes[picture.path]
