@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -55,14 +56,20 @@ def saved(path: Path, named: str, *, averaged: bool | None = None) -> Saved:
         averaged: whether the weights are those of the run's moving average; without it, where it keeps one.
 
     Raises:
-        ValueError: there is no such file, or it keeps no average.
+        ValueError: there is no such file, it cannot be read, or it keeps no average.
     """
     if not path.is_file():
         raise ValueError(
             f"{named}: there is no {str(path)!r}; a run's own stand in RUN/{FOLDER}/, and 'last' is the "
             "latest of them"
         )
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(
+            f"{named}: {path} cannot be read; is it whole, and a checkpoint of a run? Name another one\n"
+            f"{str(error).splitlines()[0]}"
+        ) from error
     weights: dict[str, Tensor] = {
         name.removeprefix("policy."): weight
         for name, weight in state["state_dict"].items()
