@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import nn
 
 from alignkit.building import build
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
 from alignkit.components import Backbone, Conditioner
+from alignkit.evaluation import Evaluation
 from alignkit.evaluation.compare import draw
 from alignkit.evaluation.drawing import file_name
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
+from alignkit.mistakes import read_config
+from alignkit.naming import defaults
 from alignkit.training import quiet_libraries
 
 CONFIG = "config.yaml"
@@ -142,10 +144,21 @@ def opened(folder: Path) -> Run:
     Raises:
         ValueError: the folder holds no finished run.
     """
+    config = config_of(folder)
+    built = build(config, ("backbone", "conditioner"))
+    told = {**defaults(Evaluation), **(config.get("evaluation") or {})}
+    return Run(folder, built["backbone"], built.get("conditioner"), told)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """What a run's config says.
+
+    Raises:
+        UsageError: it cannot be read.
+        ValueError: the folder holds no run.
+    """
     if not (folder / CONFIG).is_file():
         raise ValueError(
             f"--run {folder}: no {CONFIG} there; give the folder that `alignkit fit` said the run is in"
         )
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    built = build(config, ("backbone", "conditioner"))
-    return Run(folder, built["backbone"], built.get("conditioner"), config["evaluation"])
+    return read_config(folder / CONFIG, str(folder / CONFIG))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from torch import Tensor, nn
 
 from alignkit.building import build
@@ -17,7 +16,7 @@ from alignkit.checkpoints import Saved, find, kept, saved
 from alignkit.components import Backbone
 from alignkit.evaluation.contents import Evaluated
 from alignkit.evaluation.seen import rewards_seen
-from alignkit.generate import CONFIG, Run, aligned, opened
+from alignkit.generate import CONFIG, Run, aligned, config_of, opened
 from alignkit.mistakes import UsageError, cause
 from alignkit.naming import expand, inline
 
@@ -87,7 +86,7 @@ class Finder:
 
     def _run(self, name: str, folder: Path, checkpoint: str | None) -> list[Model]:
         run = opened(folder)
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        config = config_of(folder)
         models = self._of_run(run, name, checkpoint)
         seen = rewards_seen(config, self._catalog.names("reward"))
         return [model._replace(about=model.about._replace(trained_on=seen)) for model in models]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from alignkit.building import build, read
 from alignkit.catalog import Catalog
@@ -18,7 +17,7 @@ from alignkit.evaluation.models import BASE, first_run, split
 from alignkit.evaluation.results import Prompt
 from alignkit.evaluation.scorers import Scorer, class_name, named_settings, scorer
 from alignkit.evaluation.suites import Suite, drawn_of, named_suite, read_suite
-from alignkit.generate import CONFIG
+from alignkit.generate import config_of
 from alignkit.naming import defaults
 
 DESCRIPTION = """
@@ -146,15 +145,13 @@ def defaults_of(catalog: Catalog, options: argparse.Namespace) -> Defaults:
         UsageError: the config cannot be read.
         ValueError: there is no such run.
     """
-    if options.run is not None and not (options.run / CONFIG).is_file():
-        raise ValueError(
-            f"--run {options.run}: no {CONFIG} there; give the folder that `alignkit fit` said the run is in"
-        )
+    if options.run is not None:
+        config_of(options.run)  # it is a run, or is refused before anything else
     run, config = first_run(options.model), {}
     if options.config is not None:
         config = read(catalog, options.config)
     elif run is not None:
-        config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        config = config_of(run)
     return Defaults(run, config, {**defaults(Evaluation), **(config.get("evaluation") or {})})
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import track
 from torch import nn
@@ -28,7 +27,7 @@ from alignkit.evaluation import Evaluation
 from alignkit.evaluation.drawing import PRECISIONS
 from alignkit.evaluation.identity import tensor_hash
 from alignkit.evaluation.scorers import class_name
-from alignkit.generate import CONFIG, Run, aligned, opened
+from alignkit.generate import Run, aligned, config_of, opened
 from alignkit.naming import defaults
 from alignkit.pairs.candidates import Candidates, Generator, Order
 from alignkit.pairs.files import is_there
@@ -139,11 +138,7 @@ def _pairs(catalog: Catalog, arguments: list[str]) -> None:
     options = parser_of(run).parse_args(arguments)
     _check(options)
     prompts = _prompts(options)
-    config = (
-        read(catalog, options.config)
-        if run is None
-        else yaml.safe_load((run.folder / CONFIG).read_text(encoding="utf-8"))
-    )
+    config = read(catalog, options.config) if run is None else config_of(run.folder)
     model = Model(run, config)
     entries = model.evaluation["rewards"] or []
     judges = named_judges(catalog, options.reward, entries)

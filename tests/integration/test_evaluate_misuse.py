@@ -71,3 +71,30 @@ def test_scores_that_are_none_are_passed_over(
     draws.clear()
     assert "12 of 24 pictures to draw" in evaluate(alignkit)
     assert report(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("backbone: [\n", "runs/demo/config.yaml, line 2, column 1: is no YAML"),
+        ("", "runs/demo/config.yaml: is empty"),
+        ("just text", "runs/demo/config.yaml: must map keys to values"),
+    ],
+)
+def test_a_run_whose_config_cannot_be_read_is_a_mistake(
+    alignkit: Command, run: Path, content: str, message: str
+) -> None:
+    (run / "config.yaml").write_text(content)
+    for command in (("evaluate",), ("generate", "--prompt", "x"), ("pairs", "--prompt", "x", "--out", "p")):
+        code, _, err = alignkit(*command, "--run", "runs/demo")
+        assert code == 2
+        assert message in err
+
+
+def test_a_checkpoint_that_cannot_be_read_is_a_mistake(alignkit: Command, run: Path) -> None:
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 cut off")
+    code, _, err = alignkit("evaluate", "--model", "base", "--model", "runs/demo@last")
+    assert code == 2
+    assert "--model runs/demo@last: runs/demo/checkpoints/last.ckpt cannot be read" in err
+    assert len(err.splitlines()) <= 5
