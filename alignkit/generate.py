@@ -12,6 +12,7 @@ from alignkit.building import build
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
 from alignkit.components import Backbone, Conditioner
+from alignkit.devices import device
 from alignkit.evaluation import Evaluation
 from alignkit.evaluation.compare import draw
 from alignkit.evaluation.drawing import file_name
@@ -60,7 +61,7 @@ def parser_of(run: Run | None) -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture")
     parser.add_argument("--out", type=Path, help="folder for the pictures; RUN/generated if not given")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw"
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw"
     )
     if run is not None and run.conditioner is not None:
         run.conditioner.add_options(parser.add_argument_group("for whom"))

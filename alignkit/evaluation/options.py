@@ -11,6 +11,7 @@ from alignkit.building import build, read
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser
 from alignkit.components import PairSource
+from alignkit.devices import available, device
 from alignkit.evaluation.callback import Evaluation
 from alignkit.evaluation.drawing import PRECISIONS, file_name
 from alignkit.evaluation.models import BASE, first_run, split
@@ -103,7 +104,9 @@ def parser() -> Parser:
     drawn.add_argument(
         "--precision", choices=list(PRECISIONS), default="32-true", help="of the networks (32-true)"
     )
-    drawn.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where")
+    drawn.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="where"
+    )
     drawn.add_argument("--devices", type=int, default=1, metavar="N", help="of each machine (1)")
     drawn.add_argument("--num-nodes", type=int, default=1, metavar="N", help="machines (1)")
     options.add_argument("--out", type=Path, help="folder of the evaluation; evaluations/NAME if not given")
@@ -131,6 +134,13 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    kind, _, number = options.device.partition(":")
+    if number and options.devices > 1:
+        named = f"--device {options.device} names one of them"
+        raise ValueError(f"{named}; leave the number out, or --devices {options.devices}")
+    # processors: a process each, as many as wanted
+    if kind != "cpu" and options.devices > available()[kind]:
+        raise ValueError(f"--devices {options.devices}: there are {available()[kind]} of {kind} here")
     if options.run is not None:
         options.model = [BASE, f"aligned={options.run}", *options.model]
     if not options.model:

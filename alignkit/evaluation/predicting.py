@@ -150,15 +150,9 @@ class Predicting(pl.LightningModule):
 
 
 def predict(module: Predicting, *, device: str, devices: int, num_nodes: int) -> None:
-    """Runs it over all processes.
-
-    Raises:
-        ValueError: one device is named, and several are wanted.
-    """
+    """Runs it over all processes."""
     where = torch.device(device)
-    if where.index is not None and devices > 1:
-        raise ValueError(f"--device {device} names one of them; leave the number out, or --devices {devices}")
-    one = [where.index] if where.index is not None else devices
+    one = devices if where.index is None or where.type == "cpu" else [where.index]
     options: dict[str, Any] = {"strategy": "ddp"} if devices * num_nodes > 1 else {}
     trainer = pl.Trainer(
         accelerator="gpu" if where.type == "cuda" else where.type,

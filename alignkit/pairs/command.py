@@ -23,6 +23,7 @@ from alignkit.building import build, read
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
 from alignkit.components import Backbone
+from alignkit.devices import device
 from alignkit.evaluation import Evaluation
 from alignkit.evaluation.drawing import PRECISIONS
 from alignkit.evaluation.identity import tensor_hash
@@ -120,7 +121,9 @@ def parser_of(run: Run | None) -> Parser:
     drawn.add_argument(
         "--precision", choices=list(PRECISIONS), default="32-true", help="of the network (32-true)"
     )
-    drawn.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where")
+    drawn.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="where"
+    )
     if run is not None and run.conditioner is not None:
         run.conditioner.add_options(parser.add_argument_group("for whom"))
     return parser

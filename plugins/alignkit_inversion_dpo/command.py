@@ -21,6 +21,7 @@ from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
 from alignkit.data import AlignData
 from alignkit.data.dataset import PairDataset
+from alignkit.devices import device
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.policy import BoundDenoiser
 from alignkit.training import quiet_libraries
@@ -92,7 +93,9 @@ def parser() -> Parser:
     options.add_argument("--num-pictures", type=int, default=64, help="held-out pictures (64)")
     options.add_argument("--guidance", type=float, help="classifier-free guidance; the config's if not given")
     options.add_argument("--out", type=Path, help=f"folder for {REPORT} and {SHEET}")
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where")
+    options.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="where"
+    )
     return options
 
 

@@ -10,6 +10,7 @@ from alignkit.building import build, read
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
 from alignkit.components import PairSource
+from alignkit.devices import device
 from alignkit.training import quiet_libraries
 from alignkit_ppd.conditioner import UserTokens, summary
 
@@ -26,7 +27,10 @@ def main(catalog: Catalog, arguments: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, help="a config whose conditioner is UserTokens")
     parser.add_argument("--out", type=Path, required=True, help="file to write, such as users.safetensors")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the encoder runs"
+        "--device",
+        type=device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the encoder runs",
     )
     options = parser.parse_args(arguments)
     quiet_libraries()

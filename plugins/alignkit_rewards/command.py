@@ -7,6 +7,7 @@ import torch
 
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
+from alignkit.devices import device
 from alignkit.evaluation.scorers import built_judge, named_settings
 from alignkit.training import quiet_libraries
 from alignkit_rewards.server import Limits, RewardServer
@@ -49,7 +50,10 @@ def parser() -> Parser:
     )
     options.add_argument("--port", type=int, default=PORT, help="0 takes a free one")
     options.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the reward runs"
+        "--device",
+        type=device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the reward runs",
     )
     options.add_argument("--max-bytes", type=int, default=limits.max_bytes, help="of one request")
     options.add_argument(

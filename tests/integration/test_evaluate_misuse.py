@@ -98,3 +98,19 @@ def test_a_checkpoint_that_cannot_be_read_is_a_mistake(alignkit: Command, run: P
     assert code == 2
     assert "--model runs/demo@last: runs/demo/checkpoints/last.ckpt cannot be read" in err
     assert len(err.splitlines()) <= 5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--device", "gpu"), "--device: 'gpu' is no device; here are cpu"),
+        (("--device", "cpu:1"), "--device: cpu:1: there are 1 here"),
+        (("--device", "cpu:0", "--devices", "2"), "--device cpu:0 names one of them"),
+    ],
+)
+def test_devices_that_are_not_here_are_mistakes(
+    alignkit: Command, run: Path, more: tuple[str, ...], message: str
+) -> None:
+    code, _, err = alignkit("evaluate", "--run", "runs/demo", *more)
+    assert code == 2
+    assert message in err

@@ -1,0 +1,33 @@
+"""Devices as the command line names them."""
+
+import argparse
+
+import torch
+
+
+def device(said: str) -> str:
+    """A device that this machine has, for ``add_argument(type=device)``.
+
+    Raises:
+        ArgumentTypeError: there is none of that name.
+    """
+    known = available()
+    try:
+        where = torch.device(said)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{said!r} is no device; here are {', '.join(known)}") from None
+    if where.type not in known:
+        raise argparse.ArgumentTypeError(f"there is no {where.type} here, only {', '.join(known)}")
+    count = known[where.type]
+    if where.index is not None and where.index >= count:
+        raise argparse.ArgumentTypeError(f"{said}: there are {count} here, counted from 0")
+    return said
+
+
+def available() -> dict[str, int]:
+    """How many there are of each type; processors count as one."""
+    found = {"cpu": 1}
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and torch.accelerator.is_available():
+        found[accelerator.type] = torch.accelerator.device_count()
+    return found
