@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exception(error)
         return fail(str(error))
+    except KeyboardInterrupt:
+        print("alignkit: stopped", file=sys.stderr)
+        return 130
 
 
 def run(found: Catalog, command: str, arguments: list[str]) -> int:

@@ -1,13 +1,16 @@
 """`alignkit evaluate`: the same prompts and noise for several models, scores, and a report."""
 
 import argparse
-import errno
 import shlex
+import signal
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import combinations
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import track
 
@@ -28,8 +31,9 @@ from alignkit.evaluation.store import Store
 from alignkit.evaluation.suites import Suite
 from alignkit.evaluation.verdicts import verdicts
 from alignkit.evaluation.wording import bounds, lined_up, number, percent, signed
-from alignkit.mistakes import UsageError
 from alignkit.training import quiet_libraries
+
+KEPT = "what was drawn and judged is kept; call this again to go on"
 
 
 def main(catalog: Catalog, arguments: list[str]) -> int:
@@ -42,12 +46,15 @@ def main(catalog: Catalog, arguments: list[str]) -> int:
     try:
         with refusals():
             _evaluate(catalog, arguments)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SIGTERMException):
+            number = signal.SIGTERM
+        elif isinstance(error.__context__ or error, KeyboardInterrupt):  # Lightning makes an exit of Ctrl-C
+            number = signal.SIGINT
+        else:
             raise
-        raise UsageError(
-            f"no space left: {error}\nWhat was drawn and judged is kept; make room and call this again"
-        ) from error
+        print(f"alignkit: stopped; {KEPT}", file=sys.stderr)
+        return 128 + number
     return 0
 
 
@@ -80,39 +87,40 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
         model.about.name: pictures_of(model, identities[model.about.name], suite.prompts, numbers, sampling)
         for model in models
     }
-    store = Store(out)
-    store.read()
-    jobs = jobs_of(store, list(wanted.values()), [scorer.key for scorer in scorers], options.batch_size)
-    keys = {name: key_of(identity) for name, identity in identities.items()}
-    if _is_first():
-        same = [pair for pair in combinations(keys, 2) if keys[pair[0]] == keys[pair[1]]]
-        changed = sum(store.is_changed(one) for pictures in wanted.values() for one in pictures)
-        if changed:
-            print(f"{changed} pictures are not as they were drawn and judged; they are drawn again")
-        _say_what_comes(suite, models, numbers, jobs, record.changed(keys), same)
-        record.write(keys)
-    if jobs:
-        module = Predicting(jobs, models, sampling, {scorer.key: scorer for scorer in scorers}, store)
-        predict(module, device=options.device, devices=options.devices, num_nodes=options.num_nodes)
-    if not _is_first():
-        return
-    store.read()
-    results = results_of(store, wanted, suite.prompts, numbers, scorers)
-    evaluated = tuple(model.about for model in models)
-    compared = comparisons(results, evaluated)
-    report = Report(
-        title=f"{', '.join(model.name for model in evaluated)}: {suite.name}",
-        verdicts=verdicts(evaluated, compared),
-        models=evaluated,
-        comparisons=compared,
-        results=results,
-        pictures=paths_of(wanted, len(numbers)),
-        manifest=_manifest(options, arguments, suite, scorers, sampling, numbers, identities)
-        | {"times": {"started": started, "finished": now()}},
-    )
-    paths = write(report, out)
-    print(_summary(report))
-    print("\n".join(f"  {path}" for path in paths))
+    with record.held() if _is_first() else nullcontext():
+        store = Store(out)
+        store.read()
+        jobs = jobs_of(store, list(wanted.values()), [scorer.key for scorer in scorers], options.batch_size)
+        keys = {name: key_of(identity) for name, identity in identities.items()}
+        if _is_first():
+            same = [pair for pair in combinations(keys, 2) if keys[pair[0]] == keys[pair[1]]]
+            changed = sum(store.is_changed(one) for pictures in wanted.values() for one in pictures)
+            if changed:
+                print(f"{changed} pictures are not as they were drawn and judged; they are drawn again")
+            _say_what_comes(suite, models, numbers, jobs, record.changed(keys), same)
+            record.write(keys)
+        if jobs:
+            module = Predicting(jobs, models, sampling, {scorer.key: scorer for scorer in scorers}, store)
+            predict(module, device=options.device, devices=options.devices, num_nodes=options.num_nodes)
+        if not _is_first():
+            return
+        store.read()
+        results = results_of(store, wanted, suite.prompts, numbers, scorers)
+        evaluated = tuple(model.about for model in models)
+        compared = comparisons(results, evaluated)
+        report = Report(
+            title=f"{', '.join(model.name for model in evaluated)}: {suite.name}",
+            verdicts=verdicts(evaluated, compared),
+            models=evaluated,
+            comparisons=compared,
+            results=results,
+            pictures=paths_of(wanted, len(numbers)),
+            manifest=_manifest(options, arguments, suite, scorers, sampling, numbers, identities)
+            | {"times": {"started": started, "finished": now()}},
+        )
+        paths = write(report, out)
+        print(_summary(report))
+        print("\n".join(f"  {path}" for path in paths))
 
 
 def _is_first() -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -102,12 +103,20 @@ class Predicting(pl.LightningModule):
         return DataLoader(list(mine), batch_size=None, collate_fn=as_it_is)  # type: ignore[arg-type]
 
     def predict_step(self, job: Job, batch_idx: int) -> int:
-        """Does a job; returns its number of pictures."""
+        """Does a job; returns its number of pictures.
+
+        Raises:
+            SIGTERMException: the process was told to end.
+            ValueError: what was drawn is no picture, or a judge gives no number.
+        """
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
         if job.is_drawn:
             folder = self._store.folder
             image_NCHW = torch.stack([read_picture(folder / picture.path) for picture in job.pictures])
         else:
             image_NCHW = self._drawn(job)
+            self._check(image_NCHW, job)
             told = {name: str(value) for name, value in self._sampling._asdict().items()}
             told["model"] = self._models[job.model].about.name
             self._store.save_pictures(job.pictures, to_pictures(image_NCHW), told)
@@ -141,6 +150,14 @@ class Predicting(pl.LightningModule):
             tokens_NLD=told_NLD,
             precision=sampling.precision,
         )
+
+    def _check(self, image_NCHW: Tensor, job: Job) -> None:
+        if not image_NCHW.isfinite().all():
+            name, sampling = self._models[job.model].about.name, self._sampling
+            raise ValueError(
+                f"--model {name}: draws pictures of values that are no numbers; are its weights sound? Or it "
+                f"does not bear --guidance {sampling.guidance:g} or --precision {sampling.precision}"
+            )
 
     def _network(self, number: int) -> nn.Module:
         if self._loaded is None or self._loaded[0] != number:

@@ -1,13 +1,21 @@
 """What an evaluation's folder is of, so that it is gone on with, and never mixed with another."""
 
+import errno
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from alignkit.evaluation.report import JSON, MARKDOWN, PAGE
+from alignkit.evaluation.store import PICTURES, SCORES
 from alignkit.files import write_text
 
-FILE = "evaluation.json"
+FILE, LOCK = "evaluation.json", ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OWN = {FILE, PICTURES, SCORES, JSON, MARKDOWN, PAGE}
 
 
 class Record:
@@ -19,31 +27,38 @@ class Record:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._path, self._settings = folder / FILE, json.loads(json.dumps(settings))
+        self._folder, self._settings = folder, json.loads(json.dumps(settings))
         self._models: dict[str, str] = {}
 
     def check(self) -> None:
         """Reads what there is.
 
+        Where the record is lost, pictures and scores are still known by their hashes, and gone on with. While
+        nothing is drawn, settings are not binding.
+
         Raises:
-            ValueError: the folder is of another evaluation, or of something else.
+            ValueError: the folder is of another evaluation, or of something else, or cannot be written.
         """
-        folder = self._path.parent
-        if folder.is_file():
-            raise ValueError(f"--out {folder}: is a file; give a folder")
-        if not folder.exists() or not any(folder.iterdir()):
-            return
+        folder = self._folder
         try:
-            told = json.loads(self._path.read_text(encoding="utf-8"))
-            found, self._models = told["settings"], told["models"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"--out {folder}: holds other things than an evaluation; give another folder"
-            ) from error
+            names = set(os.listdir(folder))
+        except FileNotFoundError:
+            _check_parents(folder)
+            return
+        except OSError as error:
+            raise ValueError(f"--out {folder}: give another folder\n{error.strerror}") from error
+        if others := sorted(name for name in names - OWN if not name.startswith(".")):
+            told = "other things than an evaluation"
+            raise ValueError(f"--out {folder}: holds {told}, such as {others[0]}; give another folder")
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"--out {folder}: cannot be written to; give another folder")
+        found, self._models = _told(folder / FILE)
+        if SCORES not in names:
+            return
         for name, value in self._settings.items():
-            if found.get(name) != value:
+            if found.get(name, value) != value:
                 raise ValueError(
-                    f"--out {folder}: is of another {name}: {found.get(name)!r}, not {value!r}\n"
+                    f"--out {folder}: is of {_difference(name, found[name], value)}\n"
                     "Give another --out, or move it away"
                 )
 
@@ -55,4 +70,56 @@ class Record:
         """Keeps the settings, and which model each name stands for now, by keys."""
         self._models = {**self._models, **models}
         content = {"settings": self._settings, "models": self._models}
-        write_text(self._path, json.dumps(content, indent=2) + "\n")
+        write_text(self._folder / FILE, json.dumps(content, indent=2) + "\n")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, until the end or the death of this one.
+
+        Raises:
+            ValueError: another one is at work in it, it cannot be written to, or the disk is full.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / LOCK).open("w") as file:
+                _lock(file, self._folder)
+                yield
+        except OSError as error:
+            if error.errno in FULL:
+                kept = "What was drawn and judged is kept; make room and call this again"
+                raise ValueError(f"no space left: {error}\n{kept}") from error
+            if isinstance(error.filename, str) and Path(error.filename).is_relative_to(self._folder):
+                raise ValueError(f"--out {self._folder}: cannot be written to: {error}") from error
+            raise
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        told = "another process is at work in it; wait for it, or give another folder"
+        raise ValueError(f"--out {folder}: {told}") from error
+    except OSError:  # a file system without locks
+        pass
+
+
+def _told(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and models of a record; none where it is lost or damaged."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return dict(told["settings"]), dict(told["models"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
+
+
+def _difference(name: str, found: object, wanted: object) -> str:
+    if name == "prompts":  # their hashes tell nobody anything
+        return "other prompts; other --max-prompts, or the suite's file has changed since"
+    return f"another {name}: {found!r}, not {wanted!r}"
+
+
+def _check_parents(folder: Path) -> None:
+    """Refuses a folder that cannot be made, before there is anything to lose."""
+    near = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not os.access(near, os.W_OK):
+        raise ValueError(f"--out {folder}: {near} cannot be written to; give another folder")

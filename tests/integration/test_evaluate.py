@@ -292,7 +292,7 @@ def test_other_weights_under_the_same_name_are_noticed(
     [
         (("--num-steps", "2"), "--out out: is of another num_steps: 3, not 2"),
         (("--guidance", "1"), "--out out: is of another guidance: 2.0, not 1.0"),
-        (("--max-prompts", "2"), "--out out: is of another prompts"),
+        (("--max-prompts", "2"), "--out out: is of other prompts"),
         (("--suite", "emoji"), "--out out: is of another suite: 'held-out prompts of demo', not 'Emoji'"),
     ],
 )

@@ -1,13 +1,19 @@
 """`alignkit evaluate` where folders, files and options are not what they should be."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch import Tensor
 
+from alignkit.evaluation.record import Record
+from alignkit.testing import ToyBackbone
 from tests.integration.test_evaluate import BLUENESS, Command, draws, evaluate, report, run
 
 __all__ = ["draws", "run"]  # fixtures
@@ -114,3 +120,77 @@ def test_devices_that_are_not_here_are_mistakes(
     code, _, err = alignkit("evaluate", "--run", "runs/demo", *more)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("content", [None, '{"settings":', "[]", '{"settings": [], "models": 3}'])
+def test_a_lost_record_loses_nothing(
+    alignkit: Command, run: Path, tmp_path: Path, draws: Draws, content: str | None
+) -> None:
+    evaluate(alignkit)
+    whole, path = report(tmp_path / "out"), tmp_path / "out" / "evaluation.json"
+    written = path.read_text()
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert "0 of 24 pictures to draw" in evaluate(alignkit)
+    assert report(tmp_path / "out") == whole
+    assert path.read_text() == written
+
+
+def test_settings_bind_only_what_was_drawn(alignkit: Command, run: Path, tmp_path: Path) -> None:
+    """A guidance that no model bears is not what the folder is of for ever."""
+    code, _, err = alignkit("evaluate", "--run", "runs/demo", "--out", "out", "--guidance", "1e39")
+    assert code == 2
+    assert "--model base: draws pictures of values that are no numbers" in err
+    assert "--guidance 1e+39" in err
+    assert not list((tmp_path / "out").rglob("*.png"))
+    evaluate(alignkit)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a_file", "--out a_file: give another folder\nNot a directory"),
+        ("a_file/sub", "--out a_file/sub: give another folder\nNot a directory"),
+        ("x" * 300, "File name too long"),
+        ("out", "--out out: cannot be written to: [Errno 21] Is a directory"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_a_mistake(
+    alignkit: Command, run: Path, tmp_path: Path, out: str, message: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    (tmp_path / "out" / "report.json").mkdir(parents=True)
+    code, _, err = alignkit("evaluate", "--run", "runs/demo", "--out", out)
+    assert code == 2
+    assert message in err
+
+
+def test_a_folder_is_one_process_s_at_a_time(alignkit: Command, run: Path, tmp_path: Path) -> None:
+    evaluate(alignkit)
+    with Record(tmp_path / "out", {}).held():
+        code, _, err = alignkit("evaluate", "--run", "runs/demo", "--out", "out")
+    assert code == 2
+    assert "--out out: another process is at work in it" in err
+    evaluate(alignkit)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_is_told_to_stop_says_that_it_goes_on(
+    alignkit: Command, run: Path, draws: Draws, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    generate = ToyBackbone.generate
+
+    def stopped(self: ToyBackbone, *arguments: Any, **options: Any) -> Tensor:
+        if len(draws) == 2:
+            os.kill(os.getpid(), number)
+        return generate(self, *arguments, **options)
+
+    monkeypatch.setattr(ToyBackbone, "generate", stopped)
+    before = signal.getsignal(signal.SIGINT)
+    ended = alignkit("evaluate", "--run", "runs/demo", "--out", "out", "--batch-size", "4")
+    signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+    assert (ended[0], "call this again to go on" in ended[2]) == (code, True)
+    monkeypatch.setattr(ToyBackbone, "generate", generate)
+    left = 16 if number == signal.SIGINT else 12
+    assert f"{left} of 24 pictures to draw" in evaluate(alignkit, "--batch-size", "4")
