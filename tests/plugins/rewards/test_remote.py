@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -373,7 +374,8 @@ def test_alignkit_serve_reward_answers_another_process() -> None:
                 assert torch.equal(
                     RemoteReward(match[1])(image_NCHW, PROMPTS[:4]), local(image_NCHW, PROMPTS[:4])
                 )
-        finally:
-            process.send_signal(2)
+            process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
