@@ -32,13 +32,16 @@ def read_prompts(
     Raises:
         ValueError: it cannot be read, or has no such column.
     """
-    if path.suffix not in READERS:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
         raise ValueError(f"{owner}: {path}: prompts are read from {', '.join(READERS)} files")
     try:
-        rows = list(READERS[path.suffix](path))
+        rows = list(reader(path))
     except FileNotFoundError as error:
         raise ValueError(f"{owner}: there is no file {str(path)!r}") from error
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid, csv.Error, json.JSONDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{owner}: {path}: is no text in UTF-8 ({error}); save it as such") from error
+    except (OSError, ValueError, RecursionError, pa.ArrowException, csv.Error) as error:
         raise ValueError(f"{owner}: {path}: cannot be read: {error}") from error
     if not rows:
         return []
@@ -52,14 +55,14 @@ def read_prompts(
 
 def _from_columns(rows: Sequence[Row], name: str, prompt: str | None, category: str | None) -> list[Prompt]:
     column = _column(rows[0], prompt, PROMPT_COLUMNS)
+    others = ", ".join(rows[0]) or "such as hold no text"
     if column is None:
-        raise ValueError(
-            f"{name}: has no column {prompt or ' or '.join(PROMPT_COLUMNS)}, only {', '.join(rows[0])}; "
-            f"name it: --suite '{{path: FILE, prompt: COLUMN}}'"
-        )
+        wanted = prompt or " or ".join(PROMPT_COLUMNS)
+        hint = "name it: --suite '{path: FILE, prompt: COLUMN}'"
+        raise ValueError(f"{name}: has no column {wanted}, only {others}; {hint}")
     kind = _column(rows[0], category, CATEGORY_COLUMNS)
     if category is not None and kind is None:
-        raise ValueError(f"{name}: has no column {category}, only {', '.join(rows[0])}")
+        raise ValueError(f"{name}: has no column {category}, only {others}")
     prompts = []
     for number, row in enumerate(rows, 1):
         text = row.get(column)
@@ -74,8 +77,10 @@ def _column(row: Row, wanted: str | None, usual: Sequence[str]) -> str | None:
     return next((name for name in names if name in row), None)
 
 
-def _lines(path: Path) -> Iterable[str]:
-    return path.read_text(encoding="utf-8-sig").splitlines()
+def _lines(path: Path) -> list[str]:
+    # not splitlines: separators of Unicode's are part of a prompt
+    with path.open(encoding="utf-8-sig") as file:
+        return [line.removesuffix("\n") for line in file]
 
 
 def _json(path: Path) -> Iterable[Any]:
@@ -84,7 +89,12 @@ def _json(path: Path) -> Iterable[Any]:
 
 
 def _json_lines(path: Path) -> Iterable[Any]:
-    return (json.loads(line) for line in _lines(path) if line.strip())
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
 
 
 def _commas(path: Path) -> Iterable[Row]:
@@ -100,9 +110,13 @@ def _tabs(path: Path) -> Iterable[Row]:
 def _parquet(path: Path) -> Iterable[Row]:
     file = pq.ParquetFile(path)
     # pictures may stand beside the prompts
-    light = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+    light = [field.name for field in file.schema_arrow if not _is_heavy(field.type)]
     rows: list[Row] = file.read(columns=light).to_pylist()
     return rows
+
+
+def _is_heavy(kind: pa.DataType) -> bool:
+    return pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 READERS: Mapping[str, Callable[[Path], Iterable[Any]]] = {

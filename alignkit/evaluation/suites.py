@@ -74,7 +74,7 @@ def named_suite(catalog: Catalog, said: str) -> tuple[str, PromptSuite]:
     if said.startswith("{"):
         return _with_settings(catalog, said, inline(KIND, said))
     path = Path(said)
-    if path.is_file() or path.suffix in READERS:
+    if path.is_file() or path.suffix.lower() in READERS:
         return path.stem, PromptFile(said)
     installed = {name.lower(): name for name in catalog.names(KIND)}
     if said.lower() not in installed:

@@ -98,3 +98,48 @@ def test_what_cannot_be_read_is_told(name: str, content: str, message: str, tmp_
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name, "--suite")
+
+
+def test_lines_end_where_files_end_them(tmp_path: Path) -> None:
+    """Other separators of Unicode's belong to a prompt, and JSON may have them within a text."""
+    text = tmp_path / "PROMPTS.TXT"
+    text.write_bytes("a\u2028cat\r\n\x0ca car\nno end".encode())
+    assert read_prompts(text, "it") == [Prompt("a\u2028cat"), Prompt("\x0ca car"), Prompt("no end")]
+    lines = tmp_path / "p.jsonl"
+    lines.write_text('{"prompt": "a\u2028cat"}\n', encoding="utf-8")
+    assert read_prompts(lines, "it") == [Prompt("a\u2028cat")]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_texts_of_every_arrow_type_are_read(kind: pa.DataType, tmp_path: Path) -> None:
+    prompts = pa.array(["a cat", "a car"]).cast(kind)
+    pictures = pa.array([b"...", None], pa.large_binary())
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"prompt": prompts, "category": [1, 2], "picture": pictures}), path)
+    assert read_prompts(path, "it") == [Prompt("a cat", "1"), Prompt("a car", "2")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"un caf\xe9", r"a.txt: is no text in UTF-8 \(.*0xe9.*\); save it as such"),
+        (
+            "a.jsonl",
+            b'{"prompt": "x"}\n\n{"prompt": }\n',
+            "a.jsonl: cannot be read: line 3, column 12: Expecting",
+        ),
+        ("a.json", b"[" * 100_000, "a.json: cannot be read: .*recursion"),
+    ],
+)
+def test_files_that_cannot_be_read_say_where(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / name, "it")
+
+
+def test_a_table_without_texts_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": [["a cat"]]}), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=r"has no column prompt or .*, only such as hold no text; name it"):
+        read_prompts(tmp_path / "p.parquet", "it")
