@@ -1,10 +1,11 @@
 """`alignkit evaluate`: the same prompts and noise for several models, scores, and a report."""
 
 import argparse
+import difflib
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import combinations
 from typing import Any
@@ -16,11 +17,12 @@ from rich.progress import track
 
 from alignkit.catalog import Catalog
 from alignkit.commandline import refusals
+from alignkit.components import Reward
 from alignkit.evaluation.contents import Comparison, Report
 from alignkit.evaluation.identity import identified, key_of
 from alignkit.evaluation.manifest import device_name, now, versions
 from alignkit.evaluation.models import Finder, Model
-from alignkit.evaluation.options import default_folder, defaults_of, parsed, scorers_of, suite_of
+from alignkit.evaluation.options import check_size, default_folder, defaults_of, parsed, scorers_of, suite_of
 from alignkit.evaluation.plan import cut_off, paths_of, pictures_of, results_of
 from alignkit.evaluation.predicting import Predicting, Sampling, jobs_of, predict
 from alignkit.evaluation.record import Record
@@ -63,6 +65,7 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
     options = parsed(arguments)
     own = defaults_of(catalog, options)
     suite = suite_of(catalog, options, own)
+    check_size(options, suite)
     scorers = scorers_of(catalog, options, own)
     first = own.evaluation["seed"] if options.seed is None else options.seed
     numbers = range(first, first + (options.seeds or own.evaluation["images_per_prompt"]))
@@ -75,7 +78,8 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
     record = Record(out, {"suite": suite.name, "prompts": suite.fingerprint(), **sampling._asdict()})
     record.check()
     models = Finder(catalog, own.config, checkpoints=options.checkpoints).find(options.model)
-    models = _with_training(models, options.trained_on)
+    judges = [scorer.name for scorer in scorers if isinstance(scorer.judge, Reward)]
+    models = _with_training(models, options.trained_on, {*catalog.names("reward"), *judges})
     if len(models) < 2:
         raise ValueError(f"--model: there is only {models[0].about.name!r}; give another one to compare with")
     console = Console(stderr=True)
@@ -127,14 +131,23 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _with_training(models: Sequence[Model], said: Sequence[str]) -> list[Model]:
-    """Models, with the rewards that their training has seen: without a name, those of all but the base."""
+def _with_training(models: Sequence[Model], said: Sequence[str], rewards: Collection[str]) -> list[Model]:
+    """Models, with the rewards that their training has seen: without a name, those of all but the base.
+
+    Raises:
+        ValueError: there is no such model or reward.
+    """
     names = [model.about.name for model in models]
     seen = {model.about.name: dict.fromkeys(model.about.trained_on) for model in models}
     for one in said:
         name, _, reward = one.rpartition("=")
         if name and name not in seen:
             raise ValueError(f"--trained-on {one}: no model is named {name!r}; there are {', '.join(names)}")
+        if reward not in rewards:
+            near = difflib.get_close_matches(reward, rewards, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            known = ", ".join(sorted(rewards))
+            raise ValueError(f"--trained-on {one}: no reward is named {reward!r}{hint}\nKnown: {known}")
         for model in models if not name else (models[names.index(name)],):
             if name or model.about.source != "base":
                 seen[model.about.name][reward] = None

@@ -21,6 +21,8 @@ from alignkit.evaluation.suites import Suite, drawn_of, named_suite, read_suite
 from alignkit.generate import config_of
 from alignkit.naming import defaults
 
+# what is known of each is in memory
+MAX_PICTURES = 10_000_000
 DESCRIPTION = """
 Compares models: draws the same prompts from the same noise with each, has rewards judge the pictures, and
 writes a report with verdicts, intervals and the pictures side by side.
@@ -122,7 +124,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     """
     options = parser().parse_args(arguments)
     for name, least in (
-        ("max_prompts", 1),
+        ("max_prompts", 2),  # intervals are over prompts
         ("seeds", 1),
         ("seed", 0),
         ("num_steps", 1),
@@ -145,6 +147,10 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         options.model = [BASE, f"aligned={options.run}", *options.model]
     if not options.model:
         raise ValueError("which models? Give --run RUN, or --model for each")
+    if empty := [said for said in options.model if not said.strip() or said.endswith("=")]:
+        raise ValueError(f"--model {empty[0]!r}: names no model; give MODEL or NAME=MODEL")
+    if len(options.model) == 1 and split(options.model[0])[1] == BASE:
+        raise ValueError(f"--model: there is only {BASE!r}; give another one to compare with")
     return options
 
 
@@ -184,14 +190,32 @@ def suite_of(catalog: Catalog, options: argparse.Namespace, own: Defaults) -> Su
         return read_suite(*named_suite(catalog, options.suite), max_prompts=options.max_prompts)
     settings = (own.config.get("data") or {}).get("validation")
     if settings is None:
+        models = ", ".join(options.model)
         raise ValueError(
-            "--suite: what is to be drawn? There is no run with held-out prompts; give an installed suite or "
-            "a file of prompts"
+            f"--suite: what is to be drawn? None of {models} is a run with held-out prompts; give an "
+            "installed suite or a file of prompts"
         )
     source: PairSource = build({"source": settings}, ("source",), name="data.validation")["source"]
     prompts = [Prompt(text) for text in dict.fromkeys(source.prompts())]
-    name = "held-out prompts" if own.run is None else f"held-out prompts of {own.run.resolve().name}"
+    whose = options.config or (own.run and own.run.resolve().name)
+    name = f"held-out prompts of {whose}" if whose else "held-out prompts"
     return drawn_of(name, prompts, max_prompts=options.max_prompts or own.evaluation["max_prompts"])
+
+
+def check_size(options: argparse.Namespace, suite: Suite) -> None:
+    """Refuses what has no intervals, and what no machine holds.
+
+    Raises:
+        ValueError: there is one prompt, or there are too many pictures.
+    """
+    count = len(suite.prompts)
+    if count < 2:
+        raise ValueError(f"--suite {suite.name}: one prompt alone; intervals are over prompts, so give more")
+    total = len(options.model) * count * (options.seeds or 1)
+    if total > MAX_PICTURES:
+        raise ValueError(
+            f"--seeds {options.seeds}: makes {total} pictures; at most {MAX_PICTURES} are compared"
+        )
 
 
 def scorers_of(catalog: Catalog, options: argparse.Namespace, own: Defaults) -> list[Scorer]:
@@ -210,7 +234,7 @@ def scorers_of(catalog: Catalog, options: argparse.Namespace, own: Defaults) -> 
         raise ValueError(f"--reward {again[0]}: judges already; name each once")
     found = [scorer("reward", settings) for settings in asked]
     looked = own.evaluation["features"] if options.features is None else options.features
-    if looked and looked != "none":
+    if looked is not None and looked != "none":
         own_features = own.evaluation["features"]
         settings = named_settings(catalog, "features", looked, [own_features] if own_features else ())
         found.append(scorer("features", settings))

@@ -116,7 +116,8 @@ def _parquet(path: Path) -> Iterable[Row]:
 
 
 def _is_heavy(kind: pa.DataType) -> bool:
-    return pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    types = pa.types
+    return bool(types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
 
 
 READERS: Mapping[str, Callable[[Path], Iterable[Any]]] = {

@@ -13,6 +13,7 @@ from alignkit.building import build
 from alignkit.catalog import Catalog
 from alignkit.components import Features, Reward
 from alignkit.evaluation.identity import key_of
+from alignkit.mistakes import shown
 from alignkit.naming import expand, inline
 
 
@@ -44,10 +45,17 @@ def named_settings(
         kind: "reward" or "features".
         said: a name, a class path, or settings; or the text of settings, in braces.
         entries: a config's own; what is named without settings takes those of its entry.
+
+    Raises:
+        ValueError: nothing is named.
     """
     wanted: Any = inline(kind, said) if isinstance(said, str) and said.startswith("{") else said
     if isinstance(wanted, str):
         wanted = {"class_path": wanted} if "." in wanted else {"name": wanted}
+    if not isinstance(wanted, Mapping) or not {"name", "class_path"} & wanted.keys():
+        installed = ", ".join(catalog.names(kind)) or "none"
+        told = f"must be NAME or {{name: NAME, ...}}, got {shown(said)}"
+        raise ValueError(f"--{kind}: {told}; installed: {installed}")
     settings: dict[str, Any] = expand(catalog, kind, dict(wanted))
     if set(wanted) <= {"name", "class_path"}:
         own = {class_name(entry): dict(entry) for entry in entries}

@@ -292,16 +292,16 @@ def test_other_weights_under_the_same_name_are_noticed(
     [
         (("--num-steps", "2"), "--out out: is of another num_steps: 3, not 2"),
         (("--guidance", "1"), "--out out: is of another guidance: 2.0, not 1.0"),
-        (("--max-prompts", "2"), "--out out: is of other prompts"),
+        (("--max-prompts", "3"), "--out out: is of other prompts"),
         (("--suite", "emoji"), "--out out: is of another suite: 'held-out prompts of demo', not 'Emoji'"),
     ],
 )
 def test_a_folder_of_another_evaluation_is_refused(
     alignkit: Command, run: Path, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
-    evaluate(alignkit, "--max-prompts", "1")
+    evaluate(alignkit, "--max-prompts", "2")
     before = (tmp_path / "out" / "report.json").read_bytes()
-    limit = () if "--max-prompts" in more else ("--max-prompts", "1")
+    limit = () if "--max-prompts" in more else ("--max-prompts", "2")
     code, _, err = alignkit("evaluate", "--run", "runs/demo", "--out", "out", *limit, *more)
     assert code == 2
     assert message in err
@@ -315,7 +315,10 @@ def test_a_folder_of_another_evaluation_is_refused(
         (("--run", "runs/none"), "--run runs/none: no config.yaml there"),
         (("--run", "runs/demo", "--model", "runs/typo"), "--model runs/typo: no run (it has no config.yaml)"),
         (("--model", "runs/demo"), "--model: there is only 'demo'; give another one to compare with"),
-        (("--model", "base", *EMOJI), "--model base: whose? Give a run as well, or --config FILE"),
+        (
+            ("--model", "base", "--model", "b=base", *EMOJI),
+            "--model base: whose? Give a run as well, or --config FILE",
+        ),
         (("--run", "runs/demo", "--model", "base"), "--model: 'base' names two models"),
         (
             ("--run", "runs/demo", "--suite", "emojy"),

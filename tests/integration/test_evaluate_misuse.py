@@ -13,6 +13,7 @@ import pytest
 from torch import Tensor
 
 from alignkit.evaluation.record import Record
+from alignkit.evaluation.report import read
 from alignkit.testing import ToyBackbone
 from tests.integration.test_evaluate import BLUENESS, Command, draws, evaluate, report, run
 
@@ -194,3 +195,54 @@ def test_who_is_told_to_stop_says_that_it_goes_on(
     monkeypatch.setattr(ToyBackbone, "generate", generate)
     left = 16 if number == signal.SIGINT else 12
     assert f"{left} of 24 pictures to draw" in evaluate(alignkit, "--batch-size", "4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--model", "base", "--model", "runs/nope"),
+            "None of base, runs/nope is a run with held-out prompts",
+        ),
+        (("--model", "base"), "--model: there is only 'base'; give another one to compare with"),
+        (("--run", "runs/demo", "--model", ""), "--model '': names no model; give MODEL or NAME=MODEL"),
+        (("--run", "runs/demo", "--model", "x="), "--model 'x=': names no model"),
+        (("--run", "runs/demo", "--model", "runs/demo/last.ckpt"), "is a checkpoint; name it by its run"),
+        (
+            ("--run", "runs/demo", "--reward", "{factor: 1}"),
+            "--reward: must be NAME or {name: NAME, ...}, got",
+        ),
+        (("--run", "runs/demo", "--reward", "{}"), "--reward: must be NAME or {name: NAME, ...}, got '{}'"),
+        (
+            ("--run", "runs/demo", "--features", "{}"),
+            "--features: must be NAME or {name: NAME, ...}, got '{}'",
+        ),
+        (("--run", "runs/demo", "--features", ""), "unknown features ''"),
+        (("--run", "runs/demo", "--trained-on", "Rednes"), "'Rednes'; did you mean Redness?"),
+        (("--run", "runs/demo", "--trained-on", "aligned="), "no reward is named ''"),
+        (("--run", "runs/demo", "--max-prompts", "1"), "--max-prompts must be at least 2, got 1"),
+        (("--run", "runs/demo", "--suite", "one.txt"), "--suite one: one prompt alone"),
+        (
+            ("--run", "runs/demo", "--seeds", "99999999999"),
+            "--seeds 99999999999: makes 1199999999988 pictures",
+        ),
+    ],
+)
+def test_slips_are_told_before_anything_is_drawn(
+    alignkit: Command, run: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (run / "last.ckpt").touch()
+    (tmp_path / "one.txt").write_text("a cat\n")
+    code, _, err = alignkit("evaluate", *arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) <= 5
+    assert not (tmp_path / "evaluations").exists()
+
+
+def test_prompts_are_named_by_the_config_that_they_are_of(
+    alignkit: Command, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.yaml").write_text((run / "config.yaml").read_text())
+    evaluate(alignkit, "--config", "other.yaml")
+    assert read(tmp_path / "out").manifest["suite"]["name"] == "held-out prompts of other.yaml"
