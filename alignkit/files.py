@@ -1,5 +1,6 @@
 """Files that are there as a whole, or not at all, and hashes of those that are too large to be read."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from torch import Tensor
 
 # of every STRIDE bytes of a large file so many are read
 BLOCK, STRIDE = 4096, 2**20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -20,6 +22,30 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     yield partial
     os.replace(partial, path)
+
+
+@contextmanager
+def written_to(folder: Path, option: str = "--out") -> Iterator[None]:
+    """Says in words that a folder cannot be written to.
+
+    Args:
+        folder: where the ``with`` block writes.
+        option: by which it was named.
+
+    Raises:
+        ValueError: it cannot, or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            kept = "What was drawn and judged is kept; make room and call this again"
+            raise ValueError(f"no space left: {error}\n{kept}") from error
+        if str(folder) in str(error):
+            raise ValueError(
+                f"{option} {folder}: cannot be written to; give another folder\n{error}"
+            ) from error
+        raise
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: dict[str, str]) -> None:

@@ -67,6 +67,19 @@ def drawn(
     return (torch.cat(parts).clamp(0, 1) * 255).round() / 255
 
 
+def check_numbers(image_NCHW: Tensor, *, owner: str, guidance: float, precision: str) -> None:
+    """Refuses pictures that are none.
+
+    Raises:
+        ValueError: a value is infinite or no number.
+    """
+    if not image_NCHW.isfinite().all():
+        raise ValueError(
+            f"{owner}: draws pictures of values that are no numbers; are its weights sound? Or it does not "
+            f"bear --guidance {guidance:g} or --precision {precision}"
+        )
+
+
 def read_picture(path: Path) -> Tensor:
     """Reads a picture as ``drawn`` gave it, (C, H, W).
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from alignkit.callbacks import ProgressBar
 from alignkit.data.cache.store import as_it_is
-from alignkit.evaluation.drawing import drawn, picture_seed, read_picture
+from alignkit.evaluation.drawing import check_numbers, drawn, picture_seed, read_picture
 from alignkit.evaluation.judging import judged
 from alignkit.evaluation.models import Model
 from alignkit.evaluation.scorers import Scorer
@@ -116,9 +116,15 @@ class Predicting(pl.LightningModule):
             image_NCHW = torch.stack([read_picture(folder / picture.path) for picture in job.pictures])
         else:
             image_NCHW = self._drawn(job)
-            self._check(image_NCHW, job)
-            told = {name: str(value) for name, value in self._sampling._asdict().items()}
-            told["model"] = self._models[job.model].about.name
+            name, sampling = self._models[job.model].about.name, self._sampling
+            check_numbers(
+                image_NCHW,
+                owner=f"--model {name}",
+                guidance=sampling.guidance,
+                precision=sampling.precision,
+            )
+            told = {key: str(value) for key, value in sampling._asdict().items()}
+            told["model"] = name
             self._store.save_pictures(job.pictures, to_pictures(image_NCHW), told)
         prompts = [picture.prompt for picture in job.pictures]
         image_NCHW = image_NCHW.to(self.device)
@@ -150,14 +156,6 @@ class Predicting(pl.LightningModule):
             tokens_NLD=told_NLD,
             precision=sampling.precision,
         )
-
-    def _check(self, image_NCHW: Tensor, job: Job) -> None:
-        if not image_NCHW.isfinite().all():
-            name, sampling = self._models[job.model].about.name, self._sampling
-            raise ValueError(
-                f"--model {name}: draws pictures of values that are no numbers; are its weights sound? Or it "
-                f"does not bear --guidance {sampling.guidance:g} or --precision {sampling.precision}"
-            )
 
     def _network(self, number: int) -> nn.Module:
         if self._loaded is None or self._loaded[0] != number:

@@ -18,7 +18,12 @@ CATEGORY_COLUMNS = ("category", "Category")
 
 
 def read_prompts(
-    path: Path, owner: str, *, prompt: str | None = None, category: str | None = None
+    path: Path,
+    owner: str,
+    *,
+    prompt: str | None = None,
+    category: str | None = None,
+    kind: str | None = None,
 ) -> list[Prompt]:
     """Reads the prompts of a file, in order, by its suffix.
 
@@ -28,11 +33,12 @@ def read_prompts(
         owner: what messages call the suite.
         prompt: the column of prompts; one of ``PROMPT_COLUMNS`` without it.
         category: the column of categories; one of ``CATEGORY_COLUMNS``, or none, without it.
+        kind: the suffix of files of its kind, in ``READERS``; its own without it.
 
     Raises:
         ValueError: it cannot be read, or has no such column.
     """
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(kind or path.suffix.lower())
     if reader is None:
         raise ValueError(f"{owner}: {path}: prompts are read from {', '.join(READERS)} files")
     try:
@@ -58,7 +64,7 @@ def _from_columns(rows: Sequence[Row], name: str, prompt: str | None, category: 
     others = ", ".join(rows[0]) or "such as hold no text"
     if column is None:
         wanted = prompt or " or ".join(PROMPT_COLUMNS)
-        hint = "name it: --suite '{path: FILE, prompt: COLUMN}'"
+        hint = "rename one, or name it: --suite '{path: FILE, prompt: COLUMN}'"
         raise ValueError(f"{name}: has no column {wanted}, only {others}; {hint}")
     kind = _column(rows[0], category, CATEGORY_COLUMNS)
     if category is not None and kind is None:

@@ -1,6 +1,5 @@
 """What an evaluation's folder is of, so that it is gone on with, and never mixed with another."""
 
-import errno
 import fcntl
 import json
 import os
@@ -11,10 +10,9 @@ from typing import IO, Any
 
 from alignkit.evaluation.report import JSON, MARKDOWN, PAGE
 from alignkit.evaluation.store import PICTURES, SCORES
-from alignkit.files import write_text
+from alignkit.files import write_text, written_to
 
 FILE, LOCK = "evaluation.json", ".lock"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OWN = {FILE, PICTURES, SCORES, JSON, MARKDOWN, PAGE}
 
 
@@ -79,18 +77,11 @@ class Record:
         Raises:
             ValueError: another one is at work in it, it cannot be written to, or the disk is full.
         """
-        try:
+        with written_to(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / LOCK).open("w") as file:
                 _lock(file, self._folder)
                 yield
-        except OSError as error:
-            if error.errno in FULL:
-                kept = "What was drawn and judged is kept; make room and call this again"
-                raise ValueError(f"no space left: {error}\n{kept}") from error
-            if isinstance(error.filename, str) and Path(error.filename).is_relative_to(self._folder):
-                raise ValueError(f"--out {self._folder}: cannot be written to: {error}") from error
-            raise
 
 
 def _lock(file: IO[str], folder: Path) -> None:

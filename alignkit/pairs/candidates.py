@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alignkit.components import Backbone, Reward
-from alignkit.evaluation.drawing import drawn
+from alignkit.evaluation.drawing import check_numbers, drawn
 from alignkit.evaluation.judging import judged
 from alignkit.evaluation.sheet import to_pictures
 from alignkit.pairs.files import is_there, write_table
@@ -41,7 +41,11 @@ class Generator(NamedTuple):
 
     @torch.no_grad()
     def draw(self, requests: Sequence[Request], provenance: Provenance) -> Tensor:
-        """Images in [0, 1] of 8 bits, (N, C, H, W), each of its own seed."""
+        """Images in [0, 1] of 8 bits, (N, C, H, W), each of its own seed.
+
+        Raises:
+            ValueError: they are no pictures.
+        """
         tokens_LD, count = self.tokens_LD, len(requests)
         image_NCHW = drawn(
             self.backbone,
@@ -53,6 +57,8 @@ class Generator(NamedTuple):
             tokens_NLD=None if tokens_LD is None else tokens_LD.expand(count, *tokens_LD.shape),
             precision=self.precision,
         )
+        kind = type(self.backbone).__name__
+        check_numbers(image_NCHW, owner=kind, guidance=provenance.guidance, precision=self.precision)
         return image_NCHW.to(next(self.network.parameters()).device)
 
 

@@ -27,7 +27,9 @@ from alignkit.devices import device
 from alignkit.evaluation import Evaluation
 from alignkit.evaluation.drawing import PRECISIONS
 from alignkit.evaluation.identity import tensor_hash
+from alignkit.evaluation.promptfiles import READERS, read_prompts
 from alignkit.evaluation.scorers import class_name
+from alignkit.files import written_to
 from alignkit.generate import Run, aligned, config_of, opened
 from alignkit.naming import defaults
 from alignkit.pairs.candidates import Candidates, Generator, Order
@@ -92,7 +94,11 @@ def parser_of(run: Run | None) -> Parser:
     model.add_argument("--run", type=Path, help="draws with what this run trained, such as runs/NAME")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="what to draw: a text file, a prompt a line"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="what to draw: a text file, a prompt a line; or .jsonl, .json, .csv, .tsv or .parquet with a "
+        "column of them",
     )
     asked.add_argument("--prompt", nargs="+", action="extend", help="what to draw; may be repeated")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pairs")
@@ -103,7 +109,8 @@ def parser_of(run: Run | None) -> Parser:
         default=[],
         metavar="NAME[=WEIGHT]",
         help="who judges; may be repeated: the score is the weighted sum. Or {name: NAME, weight: 1.0, ...} "
-        "with settings; without, those in the config's evaluation.rewards. Report by another one",
+        "with settings; a NAME alone takes those of its entry in the config's evaluation.rewards. Report by "
+        "another one",
     )
     judged.add_argument("--margin", type=float, default=0.0, help="by how much a pair's scores differ (0)")
     judged.add_argument(
@@ -151,20 +158,23 @@ def _pairs(catalog: Catalog, arguments: list[str]) -> None:
     generator = _generator(model, options)
     order = _order(generator, model, options, prompts, judges)
     candidates = Candidates(options.out / CANDIDATES, order)
-    is_there(options.out / PAIRS, told(order, rule))  # refuses at once what it would refuse after hours
-    missing = candidates.missing()
-    how = order.provenance
-    print(
-        f"{len(prompts)} prompts x {options.num} candidates by {how.generator[:12]}, "
-        f"{how.num_steps} {how.sampler} steps, guidance {how.guidance:g}; "
-        f"{len(missing)} of {len(candidates.parts)} files to draw",
-        flush=True,
-    )
-    console = Console(stderr=True)
-    for part in track(missing, "drawing", console=console, transient=True, disable=not console.is_terminal):
-        candidates.make(part, generator, rewards)
-    remarks = {"versions": _versions(), "command": shlex.join(["alignkit", "pairs", *arguments])}
-    summary = Making(candidates, rule, remarks).write(options.out)
+    with written_to(options.out):
+        is_there(options.out / PAIRS, told(order, rule))  # refuses at once what it would refuse after hours
+        missing = candidates.missing()
+        how = order.provenance
+        print(
+            f"{len(prompts)} prompts x {options.num} candidates by {how.generator[:12]}, "
+            f"{how.num_steps} {how.sampler} steps, guidance {how.guidance:g}; "
+            f"{len(missing)} of {len(candidates.parts)} files to draw",
+            flush=True,
+        )
+        console = Console(stderr=True)
+        for part in track(
+            missing, "drawing", console=console, transient=True, disable=not console.is_terminal
+        ):
+            candidates.make(part, generator, rewards)
+        remarks = {"versions": _versions(), "command": shlex.join(["alignkit", "pairs", *arguments])}
+        summary = Making(candidates, rule, remarks).write(options.out)
     mean = ", ".join(f"{name} {value:.4g}" for name, value in summary["mean_score"].items())
     print(
         f"{summary['pairs']} pairs of {summary['prompts']} prompts, "
@@ -184,10 +194,10 @@ def _prompts(options: argparse.Namespace) -> tuple[str, ...]:
     """What is drawn, each once."""
     lines: Sequence[str] = options.prompt or []
     if options.prompts is not None:
-        try:
-            lines = options.prompts.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--prompts {options.prompts}: cannot be read: {error}") from error
+        # a pipe has no suffix
+        suffix = options.prompts.suffix.lower()
+        kind = suffix if suffix in READERS else ".txt"
+        lines = [prompt.text for prompt in read_prompts(options.prompts, "--prompts", kind=kind)]
     prompts = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
         raise ValueError(f"--prompts {options.prompts}: there are none in it; write one a line")

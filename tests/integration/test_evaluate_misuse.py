@@ -154,7 +154,7 @@ def test_settings_bind_only_what_was_drawn(alignkit: Command, run: Path, tmp_pat
         ("a_file", "--out a_file: give another folder\nNot a directory"),
         ("a_file/sub", "--out a_file/sub: give another folder\nNot a directory"),
         ("x" * 300, "File name too long"),
-        ("out", "--out out: cannot be written to: [Errno 21] Is a directory"),
+        ("out", "--out out: cannot be written to; give another folder\n[Errno 21] Is a directory"),
     ],
 )
 def test_a_folder_that_cannot_be_written_is_a_mistake(

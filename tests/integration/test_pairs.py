@@ -189,8 +189,8 @@ def test_what_is_killed_goes_on_and_comes_out_the_same(
         return counted(self, network, prompts, **given)
 
     monkeypatch.setattr(ToyBackbone, "generate", killed)
-    with pytest.raises(KeyboardInterrupt):
-        make(alignkit, *options)
+    stopped = alignkit("pairs", "--config", "toy.yaml", "--prompts", "prompts.txt", "--out", "out", *options)
+    assert stopped[::2] == (130, "alignkit: stopped\n")
     assert not (tmp_path / "out" / "pairs.parquet").exists()
     monkeypatch.setattr(ToyBackbone, "generate", counted)
     draws.clear()
@@ -338,7 +338,7 @@ def test_a_strangers_file_is_not_overwritten(alignkit: Command, config: str, tmp
         ("--config toy.yaml --prompt a --out out --num 1", "--num must be at least 2, got 1"),
         ("--config toy.yaml --prompt a --out out --margin -1", "--margin must be at least 0, got -1.0"),
         ("--config toy.yaml --prompt a --out out --margin nan", "--margin must be at least 0, got nan"),
-        ("--config toy.yaml --prompts none.txt --out out", "--prompts none.txt: cannot be read"),
+        ("--config toy.yaml --prompts none.txt --out out", "--prompts: there is no file 'none.txt'"),
         ("--config toy.yaml --prompts empty.txt --out out", "--prompts empty.txt: there are none in it"),
         ("--run nowhere --prompt a --out out", "--run nowhere: no config.yaml there"),
         ("--config none.yaml --prompt a --out out", "no config 'none.yaml'"),
@@ -420,3 +420,27 @@ def test_a_run_that_knows_people_draws_for_whom_is_named(
     code, _, err = alignkit(*given, "--user", "u1", "--out", "u0")
     assert code == 2
     assert "is of another audience" in err
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a_file", "--out a_file: cannot be written to; give another folder"),
+        ("a_file/sub", "--out a_file/sub: cannot be written to; give another folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_a_mistake(
+    alignkit: Command, config: str, tmp_path: Path, out: str, message: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    given = ("pairs", "--config", config, "--prompt", "a cat", *TASTE, "--out", out)
+    code, _, err = alignkit(*given)
+    assert code == 2, err
+    assert message in err
+
+
+def test_prompts_of_a_table_are_those_of_its_column(alignkit: Command, config: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('id,prompt\n1,"a red, round apple"\n2,a cat\n')
+    given = ("--prompts", "p.csv", "--num", "2", *TASTE)
+    assert "2 prompts x 2 candidates" in make(alignkit, *given)
+    assert {row["caption"] for row in rows(tmp_path / "out")} <= {"a red, round apple", "a cat"}

@@ -47,7 +47,7 @@ def test_every_format_says_the_same(suffix: str, tmp_path: Path) -> None:
 def test_columns_can_be_named(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("id,what,kind\n1,a cat,animals\n")
-    with pytest.raises(ValueError, match=r"has no column prompt or .*, only id, what, kind; name it"):
+    with pytest.raises(ValueError, match=r"has no column prompt or .*, only id, what, kind; rename one, or"):
         PromptFile(str(path)).prompts()
     said = f"{{path: {path}, prompt: what, category: kind}}"
     name, suite = named_suite(discover(), said)
@@ -141,5 +141,5 @@ def test_files_that_cannot_be_read_say_where(name: str, content: bytes, message:
 
 def test_a_table_without_texts_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": [["a cat"]]}), tmp_path / "p.parquet")
-    with pytest.raises(ValueError, match=r"has no column prompt or .*, only such as hold no text; name it"):
+    with pytest.raises(ValueError, match=r"has no column prompt or .*, only such as hold no text; rename"):
         read_prompts(tmp_path / "p.parquet", "it")
