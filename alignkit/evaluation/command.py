@@ -20,7 +20,7 @@ from alignkit.commandline import refusals
 from alignkit.components import Reward
 from alignkit.evaluation.contents import Comparison, Report
 from alignkit.evaluation.identity import identified, key_of
-from alignkit.evaluation.manifest import device_name, now, versions
+from alignkit.evaluation.manifest import device_name, drawing_environment, now, versions
 from alignkit.evaluation.models import Finder, Model
 from alignkit.evaluation.options import check_size, default_folder, defaults_of, parsed, scorers_of, suite_of
 from alignkit.evaluation.plan import cut_off, paths_of, pictures_of, results_of
@@ -102,7 +102,11 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
             if changed:
                 print(f"{changed} pictures are not as they were drawn and judged; they are drawn again")
             _say_what_comes(suite, models, numbers, jobs, record.changed(keys), same)
-            record.write(keys)
+            draws = any(not job.is_drawn for job in jobs)
+            environment = drawing_environment(options.device, options.batch_size)
+            if draws and (moved := record.moved(environment)):
+                print(f"earlier pictures were drawn with another {', '.join(moved)}; they are kept")
+            record.write(keys, environment if draws else None)
         if jobs:
             module = Predicting(jobs, models, sampling, {scorer.key: scorer for scorer in scorers}, store)
             predict(module, device=options.device, devices=options.devices, num_nodes=options.num_nodes)
@@ -120,7 +124,7 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
             results=results,
             pictures=paths_of(wanted, len(numbers)),
             manifest=_manifest(options, arguments, suite, scorers, sampling, numbers, identities)
-            | {"times": {"started": started, "finished": now()}},
+            | {"drawn_with": record.environments, "times": {"started": started, "finished": now()}},
         )
         paths = write(report, out)
         print(_summary(report))

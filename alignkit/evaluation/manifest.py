@@ -10,7 +10,8 @@ import torch
 
 import alignkit
 
-LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "numpy")
+DRAWING = ("torch", "diffusers", "transformers", "peft")
+LIBRARIES = (*DRAWING, "lightning", "numpy")
 
 
 def versions() -> dict[str, str]:
@@ -18,6 +19,12 @@ def versions() -> dict[str, str]:
     found = {"alignkit": alignkit.__version__, **{name: version(name) for name in LIBRARIES}}
     commit = _installed_commit() or _checked_out_commit()
     return found | ({"alignkit commit": commit} if commit else {})
+
+
+def drawing_environment(device: str, batch_size: int) -> dict[str, str]:
+    """What the last bits of pictures depend on besides the model: what computes, and how many at once."""
+    libraries = {name: version(name) for name in DRAWING}
+    return {"device": device_name(device), "batch_size": str(batch_size), **libraries}
 
 
 def now() -> str:

@@ -17,7 +17,7 @@ OWN = {FILE, PICTURES, SCORES, JSON, MARKDOWN, PAGE}
 
 
 class Record:
-    """The settings of an evaluation, in its folder, and which weights each name had.
+    """The settings of an evaluation, in its folder, which weights each name had, and where it was drawn.
 
     Args:
         folder: the folder of the evaluation.
@@ -27,6 +27,7 @@ class Record:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self._folder, self._settings = folder, json.loads(json.dumps(settings))
         self._models: dict[str, str] = {}
+        self.environments: list[dict[str, str]] = []
 
     def check(self) -> None:
         """Reads what there is.
@@ -50,7 +51,7 @@ class Record:
             raise ValueError(f"--out {folder}: holds {told}, such as {others[0]}; give another folder")
         if not os.access(folder, os.W_OK):
             raise ValueError(f"--out {folder}: cannot be written to; give another folder")
-        found, self._models = _told(folder / FILE)
+        found, self._models, self.environments = _told(folder / FILE)
         if SCORES not in names:
             return
         for name, value in self._settings.items():
@@ -64,10 +65,22 @@ class Record:
         """Names of models that stood for other ones before."""
         return [name for name, key in models.items() if self._models.get(name, key) != key]
 
-    def write(self, models: Mapping[str, str]) -> None:
-        """Keeps the settings, and which model each name stands for now, by keys."""
+    def moved(self, environment: Mapping[str, str]) -> list[str]:
+        """What was otherwise when pictures were drawn before."""
+        before = {name: {each.get(name) for each in self.environments} for name in environment}
+        return [name for name, value in environment.items() if before[name] - {value}]
+
+    def write(self, models: Mapping[str, str], environment: Mapping[str, str] | None) -> None:
+        """Keeps the settings, and which model each name stands for now, by keys.
+
+        Args:
+            models: keys by name.
+            environment: devices and versions that pictures are now drawn with; None: there are none to draw.
+        """
         self._models = {**self._models, **models}
-        content = {"settings": self._settings, "models": self._models}
+        if environment is not None and environment not in self.environments:
+            self.environments.append(dict(environment))
+        content = {"settings": self._settings, "models": self._models, "environments": self.environments}
         write_text(self._folder / FILE, json.dumps(content, indent=2) + "\n")
 
     @contextmanager
@@ -94,13 +107,13 @@ def _lock(file: IO[str], folder: Path) -> None:
         pass
 
 
-def _told(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings and models of a record; none where it is lost or damaged."""
+def _told(path: Path) -> tuple[dict[str, Any], dict[str, str], list[dict[str, str]]]:
+    """Settings, models and environments of a record; none where it is lost or damaged."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        return dict(told["settings"]), dict(told["models"])
+        return dict(told["settings"]), dict(told["models"]), list(told["environments"])
     except (OSError, ValueError, KeyError, TypeError):
-        return {}, {}
+        return {}, {}, []
 
 
 def _difference(name: str, found: object, wanted: object) -> str:

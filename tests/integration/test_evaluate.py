@@ -20,6 +20,7 @@ from torch.testing import assert_close
 
 from alignkit.cli import main
 from alignkit.components import Features, Reward
+from alignkit.evaluation import manifest
 from alignkit.evaluation.drawing import picture_seed
 from alignkit.evaluation.report import read
 from alignkit.policy import fingerprint
@@ -482,3 +483,21 @@ def test_the_summary_shows_differences_however_small(alignkit: Command, run: Pat
     assert found.difference is not None
     assert 0 < abs(found.difference.mean) < 1e-4
     assert f"{abs(found.difference.mean):.2e}".replace("-", "\N{MINUS SIGN}") in said
+
+
+def test_pictures_of_two_environments_are_told_apart(
+    alignkit: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn later is drawn with what is there by then; the report lists all that drew."""
+    evaluate(alignkit, "--seeds", "1")
+    evaluate(alignkit, "--seeds", "1", "--batch-size", "3")  # nothing to draw
+    (first,) = report(tmp_path / "out")["manifest"]["drawn_with"]
+    assert (first["device"], first["batch_size"]) == ("cpu", "32")
+    found = manifest.version
+    monkeypatch.setattr(manifest, "version", lambda name: "9.9" if name == "torch" else found(name))
+    said = evaluate(alignkit, "--seeds", "2", "--batch-size", "3")
+    assert "earlier pictures were drawn with another batch_size, torch; they are kept" in said
+    assert report(tmp_path / "out")["manifest"]["drawn_with"] == [
+        first,
+        {**first, "batch_size": "3", "torch": "9.9"},
+    ]
