@@ -281,6 +281,9 @@ class Backbone(nn.Module, ABC):
         """What it runs besides the policy and never trains, by part: autoencoder, text encoders."""
         return {}
 
+    def release(self) -> None:
+        """Makes room for another model: what it runs besides networks leaves the GPU until it is asked."""
+
     @abstractmethod
     def decode(self, latent_NCHW: Tensor) -> Tensor:
         """Decodes scaled latents into images in [0, 1]."""

@@ -74,7 +74,7 @@ def jobs_of(
 
 
 class Predicting(pl.LightningModule):
-    """Draws, judges and keeps the pictures of jobs. One network is in memory at a time.
+    """Draws, judges and keeps the pictures of jobs. One model is on the device at a time.
 
     Args:
         jobs: what is to be done, the same in every process.
@@ -158,7 +158,10 @@ class Predicting(pl.LightningModule):
         )
 
     def _network(self, number: int) -> nn.Module:
+        backbone = self._models[number].backbone
         if self._loaded is None or self._loaded[0] != number:
+            if self._loaded is not None and (last := self._models[self._loaded[0]].backbone) is not backbone:
+                last.release()
             self._loaded = None  # before the next one takes memory
             self._loaded = number, self._models[number].load().eval().requires_grad_(False).to(self.device)
         return self._loaded[1]

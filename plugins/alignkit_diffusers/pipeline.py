@@ -195,6 +195,10 @@ class PipelineBackbone(Backbone):
         kinds = {"vae": AutoencoderKL, **self.encoders}
         return {part: self._frozen(kind, part, device) for part, kind in kinds.items()}
 
+    def release(self) -> None:
+        for part in self._frozen_parts.values():
+            part.on(torch.device("cpu"))
+
     @torch.no_grad()
     def generate(
         self,

@@ -501,3 +501,18 @@ def test_pictures_of_two_environments_are_told_apart(
         first,
         {**first, "batch_size": "3", "torch": "9.9"},
     ]
+
+
+def test_a_model_leaves_the_device_before_the_next_one_comes(
+    alignkit: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened, generate = [], ToyBackbone.generate
+
+    def drawn(self: ToyBackbone, *given: Any, **named: Any) -> Tensor:
+        happened.append("drawn")
+        return generate(self, *given, **named)
+
+    monkeypatch.setattr(ToyBackbone, "release", lambda self: happened.append("released"))
+    monkeypatch.setattr(ToyBackbone, "generate", drawn)
+    evaluate(alignkit, "--model", "base2=base")
+    assert happened == ["drawn", "released", "drawn", "released", "drawn"]

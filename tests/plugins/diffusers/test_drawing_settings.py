@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTextModel
 
 from alignkit.evaluation.contents import Evaluated
 from alignkit.evaluation.drawing import drawn
 from alignkit.evaluation.identity import identified, key_of
 from alignkit.evaluation.models import Model, plain
-from alignkit.policy import LoRA
+from alignkit.policy import LoRA, Outside
 from alignkit.testing.pipelines import tiny_flux, tiny_stable_diffusion
 from alignkit_diffusers.flux import Flux
 from alignkit_diffusers.pipeline import PipelineBackbone
@@ -96,3 +98,16 @@ def test_fluxs_own_settings_change_the_key(tmp_path: Path) -> None:
         for guidance, side in ((3.5, 32), (1.0, 32), (3.5, 64))
     }
     assert len(keys) == 3
+
+
+def test_a_released_backbone_draws_as_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts go to the CPU, all that were used, and come back."""
+    backbone = StableDiffusion(str(folder))
+    before, moved = picture(backbone), []
+    on = Outside.on
+    monkeypatch.setattr(
+        Outside, "on", lambda self, device: moved.append((type(self.module), device)) or on(self, device)
+    )
+    backbone.release()
+    assert moved == [(AutoencoderKL, torch.device("cpu")), (CLIPTextModel, torch.device("cpu"))]
+    assert torch.equal(picture(backbone), before)
