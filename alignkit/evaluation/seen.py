@@ -26,14 +26,15 @@ def rewards_seen(config: Mapping[str, Any], installed: Collection[str]) -> tuple
 
 
 def judges_of(path: Path) -> list[str]:
-    """Who judged pairs that `alignkit pairs` made; nobody is known of other files."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return []
-    try:
-        told = json.loads((pq.read_schema(path).metadata or {}).get(TOLD, b"{}"))
-    except (pa.ArrowInvalid, OSError, ValueError):
-        return []
-    return list(told.get("provenance", {}).get("rewards", {}))
+    """Who judged pairs that `alignkit pairs` made, in a file or a folder; nobody is known of others."""
+    found: dict[str, Any] = {}
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        try:
+            told = json.loads((pq.read_schema(file).metadata or {}).get(TOLD, b"{}"))
+        except (pa.ArrowInvalid, OSError, ValueError):
+            continue
+        found |= told.get("provenance", {}).get("rewards", {})
+    return list(found)
 
 
 def _values(part: Any, key: str) -> Iterator[Any]:

@@ -34,6 +34,9 @@ def test_who_judged_pairs_of_ours_is_seen(tmp_path: Path) -> None:
     inner = {"class_path": "alignkit_sources.pickapic.PickAPic", "init_args": {"path": str(path)}}
     config = {"data": {"train": {"class_path": "mine.Some", "init_args": {"source": inner}}}}
     assert rewards_seen(config, INSTALLED) == ("MajorityTaste", "Redness")
+    # sources of parquet take a folder, too
+    inner["init_args"] = {"path": str(tmp_path)}
+    assert rewards_seen(config, INSTALLED) == ("MajorityTaste", "Redness")
 
 
 def test_nobody_is_known_of_other_files(tmp_path: Path) -> None:
