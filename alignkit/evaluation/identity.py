@@ -5,8 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from alignkit.components import Backbone
 from alignkit.evaluation.models import Model
 from alignkit.policy import fingerprint
 
@@ -16,21 +17,28 @@ def identified(model: Model) -> dict[str, Any]:
 
     Weights of the network are hashed whole, sha256; of what stays frozen, the backbone says how it hashes.
     """
-    backbone, network = model.backbone, model.load()
+    network = model.load()
+    told = None if model.tokens_ULD is None else tensor_hash(model.tokens_ULD)
+    return {
+        "weights": fingerprint(dict(network.named_parameters())),
+        **surroundings(model.backbone, network),
+        "audience": told,
+    }
+
+
+def surroundings(backbone: Backbone, network: nn.Module) -> dict[str, Any]:
+    """What pictures depend on besides a network's weights and a conditioner, in values that JSON takes."""
     try:
         encoders: Mapping[str, str] = backbone.encoder_hashes()
     except ValueError:  # it does not say
         encoders = {part: fingerprint(dict(it.named_parameters())) for part, it in backbone.frozen().items()}
-    told = None if model.tokens_ULD is None else tensor_hash(model.tokens_ULD)
     return {
-        "weights": fingerprint(dict(network.named_parameters())),
         "backbone": type(backbone).__name__,
         "encoders": dict(encoders),
         "schedule": tensor_hash(backbone.schedule.alpha_T),
         "prediction_type": backbone.prediction_type,
         "sampler": backbone.solver,
         "drawing": dict(backbone.drawing_settings(network)),
-        "audience": told,
     }
 
 

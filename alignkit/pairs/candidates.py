@@ -72,6 +72,7 @@ class Order(NamedTuple):
         images_per_prompt: candidates of each prompt.
         batch_size: images that are drawn at once, if a prompt has no more.
         rewards: who judges: settings by name.
+        model: what is around the network, and its settings: see ``surroundings``.
     """
 
     provenance: Provenance
@@ -80,6 +81,7 @@ class Order(NamedTuple):
     images_per_prompt: int
     batch_size: int
     rewards: Mapping[str, Any]
+    model: Mapping[str, Any]
 
     def told(self) -> dict[str, Any]:
         """What files say of it."""

@@ -26,7 +26,7 @@ from alignkit.components import Backbone
 from alignkit.devices import device
 from alignkit.evaluation import Evaluation
 from alignkit.evaluation.drawing import PRECISIONS
-from alignkit.evaluation.identity import tensor_hash
+from alignkit.evaluation.identity import surroundings, tensor_hash
 from alignkit.evaluation.promptfiles import READERS, read_prompts
 from alignkit.evaluation.scorers import class_name
 from alignkit.files import written_to
@@ -241,7 +241,8 @@ def _order(
         precision=options.precision,
     )
     settings = {name: judge.settings for name, judge in judges.items()}
-    return Order(provenance, audience, prompts, options.num, options.batch_size, settings)
+    around = surroundings(generator.backbone, generator.network)
+    return Order(provenance, audience, prompts, options.num, options.batch_size, settings, around)
 
 
 def _versions() -> dict[str, str]:

@@ -385,6 +385,13 @@ def test_pairs_of_a_base_train_and_those_of_the_run_are_others(
     base = StableDiffusion(str(pipeline)).build_policy()
     assert {row["model_0"] for row in rows(tmp_path / "out")} == {fingerprint(dict(base.named_parameters()))}
     assert "0 of 1 files to draw" in make(alignkit, *options, config="tiny.yaml")
+    # the same weights draw other pictures in another type
+    half = TRAINED.format(pipeline=pipeline.as_posix()).replace("path:", "frozen_dtype: bfloat16, path:")
+    (tmp_path / "half.yaml").write_text(half)
+    given = ("--config", "half.yaml", "--prompts", "prompts.txt", "--out", "out", *options)
+    code, _, err = alignkit("pairs", *given)
+    assert code == 2
+    assert "is of another model" in err
     source = "{name: PickAPic, path: out/pairs.parquet}"
     code, _, err = alignkit("fit", "--config", "tiny.yaml", "--run", "run", "--data.train", source)
     assert code == 0, err
