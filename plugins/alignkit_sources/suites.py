@@ -179,6 +179,6 @@ def located(owner: str, path: str, name: str, revision: str | None) -> Path:
     except (OSError, HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{owner}: path {path!r} is not here, and {Path(name).name} of it cannot be had from the hub: "
+            f"{owner}: path {path!r} is not here, and {Path(name).name} of it cannot be had from the hub:\n"
             f"{reason}\nGive a copy: --suite '{{name: {owner}, path: FILE}}'"
         ) from error
