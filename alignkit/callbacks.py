@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from alignkit import checkpoints
 from alignkit.averages import Average, trainable
+from alignkit.checkpoints import UnsavedError
 from alignkit.data import AlignData
 from alignkit.evaluation.compare import audiences, draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
@@ -21,31 +25,97 @@ from alignkit.module import AlignModule
 from alignkit.types import Batch
 
 Value = TypeVar("Value")
+# they leave out the Trainer's CheckpointIO, in saving or in loading
+PICKLING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class Checkpoints(ModelCheckpoint):
     """What a run leaves to go on from: saved after every validation, on an exception, and when asked.
 
-    ``last.ckpt`` is a link to the latest, also where a resumed run goes on in its folder.
+    ``last.ckpt`` is a link to the latest, also where a resumed run goes on in its folder. An older one goes
+    only when a newer one was read back and the link is set to it.
+
+    Args:
+        keep: how many of the latest stay, besides those that were given a name of their own.
     """
 
-    def __init__(self) -> None:
-        super().__init__(save_last="link", save_on_exception=True)
+    def __init__(self, keep: int = 2) -> None:
+        # which ones go is decided here; one that is saved anew, after a fallback to an older one, takes the
+        # place of the damaged one
+        super().__init__(
+            save_last="link", save_on_exception=True, save_top_k=-1, enable_version_counter=False
+        )
+        if keep < 1:
+            raise ValueError(f"Checkpoints: keep must be at least 1, got {keep}")
+        self.keep = keep
+        self._recent: list[str] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Removes what a killed process left half-written.
+
+        Raises:
+            ValueError: the trainer's strategy does not let checkpoints be verified.
+        """
+        if isinstance(trainer.strategy, PICKLING):
+            raise ValueError(
+                f"trainer.strategy: {type(trainer.strategy).__name__} writes and reads pickled checkpoints; "
+                "choose auto or ddp, or save none: --trainer.enable_checkpointing=false"
+            )
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and self.dirpath is not None:
+            checkpoints.tidy(Path(self.dirpath))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # a checkpoint does not know of the link that was then set to it: without this, a resumed run would
-        # take last.ckpt for another run's, and write last-v1.ckpt beside it
+        # ``save_as`` may come before the first link, and a checkpoint does not know of the one set to it
         self.last_model_path = self._named(self.CHECKPOINT_NAME_LAST)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step  # nothing new to save before the first step
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, UnsavedError):  # nor can it be now
+            return
+        try:
+            super().on_exception(trainer, pl_module, exception)
+        except UnsavedError as error:  # what it happened to is what the user must hear of
+            rank_zero_warn(str(error))
+
     def save_as(self, trainer: pl.Trainer, name: str) -> None:
         """Saves the run as it is under a name of its own, which no later save removes."""
         path = self._named(name)
-        self._save_checkpoint(trainer, path)
+        super()._save_checkpoint(trainer, path)
         self._link_checkpoint(trainer, path, self.last_model_path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "recent": self._recent}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict["dirpath"] == self.dirpath:
+            self._recent = list(state_dict["recent"])
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        # before it is saved, so that it knows of itself
+        self._recent = [*(path for path in self._recent if path != filepath), filepath]
+        super()._save_checkpoint(trainer, filepath)
+
+    def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        # not those of saves that failed
+        there = [path for path in self._recent if Path(path).exists()]
+        for path in there[: -self.keep]:
+            if self._should_remove_checkpoint(trainer, path, there[-1]):
+                self._remove_checkpoint(trainer, path)
+        self._recent = there[-self.keep :]
+
+    @staticmethod
+    def _link_checkpoint(trainer: pl.Trainer, filepath: str, linkpath: str) -> None:
+        if trainer.is_global_zero:
+            checkpoints.link(Path(linkpath), Path(filepath))
+        trainer.strategy.barrier()
 
     def _named(self, name: str) -> str:
         assert self.dirpath is not None

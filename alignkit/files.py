@@ -13,15 +13,43 @@ from torch import Tensor
 # of every STRIDE bytes of a large file so many are read
 BLOCK, STRIDE = 4096, 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PARTIAL = ".partial"
+# what file systems say that cannot be told to write down a folder's names
+UNSYNCED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Another name for a file, to be written within a ``with`` block; it gets its own when that ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def durable(path: Path) -> Iterator[Path]:
+    """As ``whole``; it gets its name only once it is on the disk, and keeps it if the machine fails then."""
+    with whole(path) as partial:
+        yield partial
+        _sync(partial)
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 @contextmanager
@@ -49,9 +77,9 @@ def written_to(folder: Path, option: str = "--out") -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: dict[str, str]) -> None:
-    """Writes a safetensors file and its metadata, under another name until it is whole."""
+    """Writes a safetensors file and its metadata, under another name until it is on the disk."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole(path) as partial:
+    with durable(path) as partial:
         save_file(contiguous, partial, metadata=told)
 
 

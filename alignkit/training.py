@@ -18,9 +18,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
-from alignkit import components, mistakes, rules
+from alignkit import checkpoints, components, mistakes, rules
 from alignkit.callbacks import Checkpoints, ProgressBar, SampleGrid, Throughput
 from alignkit.catalog import Catalog
+from alignkit.commandline import refusals
 from alignkit.data import AlignData
 from alignkit.declared import declared
 from alignkit.evaluation import Evaluation
@@ -38,6 +39,8 @@ TOP_LEVEL = {
     "reference": components.Reference,
 }
 RUN_VARIABLE = "ALIGNKIT_RUN"
+# what a checkpoint may be called in place of its path
+WORDS = ("best", "last", "hpc")
 _NUMBER = re.compile(r"\s*[-+]?\d+(\.\d*)?[eE][-+]?\d+\s*")
 
 
@@ -154,25 +157,43 @@ class CLI(LightningCLI):
         # sys.argv stays as it is: DDP's launcher runs it again
         self.config = parser.parse_args(args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Takes no settings from a checkpoint: what runs is what the config says."""
+
     def before_instantiate_classes(self) -> None:
         """Refuses what nobody else would, before anything is loaded or written."""
         config = self.config[self._command]
         if (accumulated := config.trainer.accumulate_grad_batches) < 1:
             raise UsageError(f"trainer.accumulate_grad_batches must be at least 1, got {accumulated}")
-        path = config.get("ckpt_path")
-        if path and path not in ("best", "last", "hpc") and "://" not in path and not Path(path).exists():
-            raise UsageError(
-                f"--ckpt_path: there is no {path!r}; a run's own stand in RUN/checkpoints/, such as last.ckpt"
-            )
+        self._check_checkpoint(config.get("ckpt_path"))
         rules.check(declared(config.as_dict()))
+
+    def _check_checkpoint(self, path: str | None) -> None:
+        """Refuses a checkpoint that is not there.
+
+        Raises:
+            UsageError: it is not.
+        """
+        if path in WORDS and self._command != "fit":
+            raise UsageError(
+                f"--ckpt_path {path}: of which run? Give the file, such as RUN/{checkpoints.LAST}"
+            )
+        if path and path not in WORDS:
+            with refusals():
+                checkpoints.check_present(Path(path), "--ckpt_path")
 
     def instantiate_classes(self) -> None:
         if not self._only_read:
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self._only_read:
-            super()._run_subcommand(subcommand)
+        if self._only_read:
+            return
+        given, run = self.config_init[subcommand], Path(self.trainer.default_root_dir)
+        if given.get("ckpt_path") == "last" and checkpoints.kept(run):
+            # the Trainer would begin anew where the link is broken
+            given.ckpt_path = str(run / checkpoints.LAST)
+        super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """Gives the run its folder and its callbacks, without pinning them in the config that is saved."""
@@ -188,8 +209,14 @@ class CLI(LightningCLI):
         if config.trainer.enable_checkpointing is not False:
             callbacks.append(Checkpoints())
         self.trainer_defaults["callbacks"] = callbacks
+        options["plugins"] = [*self._plugins(), checkpoints.CheckpointFiles()]
         trainer: pl.Trainer = super().instantiate_trainer(**options)
         return trainer
+
+    def _plugins(self) -> list[Any]:
+        """The user's own."""
+        given = self._get(self.config_init, "trainer").plugins
+        return given if isinstance(given, list) else [given] if given else []
 
     def after_fit(self) -> None:
         """Validates what the run ended with, and so evaluates it."""

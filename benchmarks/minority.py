@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 
 from alignkit import Batch, PairSource, Scored, Weighting, Weights
 from alignkit.building import build
+from alignkit.checkpoints import read
 from alignkit.data.dataset import PairDataset, collate
 from alignkit.data.ordering import TIE
 from alignkit.module import AlignModule
@@ -151,7 +152,7 @@ def trained(run: Path) -> AlignModule:
         **parts, optimizer=torch.optim.AdamW, weighting=weighting, seed=config["seed_everything"]
     )
     module.configure_model()
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = read(run / "checkpoints" / "last.ckpt")
     module.load_state_dict(checkpoint["state_dict"])
     for callback in module.configure_callbacks():
         callback.load_state_dict(checkpoint["callbacks"][callback.state_key])

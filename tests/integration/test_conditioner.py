@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from alignkit import Batch, Encoded, Key, PairRecord
+from alignkit.checkpoints import read
 from alignkit.data.dataset import PairDataset, collate
 from alignkit.module import AlignModule
 from alignkit.policy import TokensOff
@@ -110,7 +111,7 @@ def test_run_leaves_projections_and_people_and_no_copy_of_the_base(
     weights = load_file(run / WEIGHTS)
     assert {name.rpartition("processor.")[2] for name in weights} == {"to_k.weight", "to_v.weight"}
     assert all(weight.abs().max() > 0 for weight in weights.values())
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = read(run / "checkpoints" / "last.ckpt")
     assert set(checkpoint["state_dict"]) == {f"policy.{name}" for name in weights}
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary["audiences"]) == ["bright", "dark"]

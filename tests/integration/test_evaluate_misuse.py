@@ -104,7 +104,7 @@ def test_a_checkpoint_that_cannot_be_read_is_a_mistake(alignkit: Command, run: P
     (run / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 cut off")
     code, _, err = alignkit("evaluate", "--model", "base", "--model", "runs/demo@last")
     assert code == 2
-    assert "--model runs/demo@last: runs/demo/checkpoints/last.ckpt cannot be read" in err
+    assert "--model runs/demo@last: runs/demo/checkpoints/last.ckpt is a pickle" in err
     assert len(err.splitlines()) <= 5
 
 

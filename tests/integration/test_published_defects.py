@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from alignkit import Key, PairRecord
+from alignkit.checkpoints import read
 from alignkit.data.dataset import PairDataset, collate
 from alignkit.data.pictures import decode
 from alignkit.module import AlignModule
@@ -67,7 +68,7 @@ def fitted(alignkit: Run, *arguments: str) -> None:
 
 def policy_in(run: Path) -> dict[str, Tensor]:
     """What a run's checkpoint holds of the trained weights."""
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = read(run / "checkpoints" / "last.ckpt")
     return {name.removeprefix("policy."): weight for name, weight in checkpoint["state_dict"].items()}
 
 

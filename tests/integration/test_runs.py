@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.testing import assert_close
 
+from alignkit.checkpoints import read
 from alignkit_emoji.pictures import FOLDER
 
 Run = Callable[..., tuple[int, str, str]]
@@ -90,7 +91,7 @@ def test_what_a_run_leaves(alignkit: Run, config: str, tmp_path: Path, pipeline:
     trained = UNet2DConditionModel.from_pretrained(run, subfolder="unet")
     base = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet")
     assert not torch.equal(trained.conv_in.weight, base.conv_in.weight)
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = read(run / "checkpoints" / "last.ckpt")
     assert all(name.startswith("policy.") for name in checkpoint["state_dict"])
     assert len(checkpoint["reference"]) == 64
 
@@ -203,7 +204,7 @@ def test_lora_run_leaves_a_merged_unet_and_the_adapters(alignkit: Run, config: s
     assert code == 0, err
     assert any("to_q" in name for name in load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors"))
     assert not any("lora" in name for name in weights(tmp_path / "lora"))
-    checkpoint = torch.load(tmp_path / "lora" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = read(tmp_path / "lora" / "checkpoints" / "last.ckpt")
     assert all("lora_" in name for name in checkpoint["state_dict"])
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from alignkit import Batch
+from alignkit.checkpoints import read, write
 from alignkit.cli import main
 from alignkit.module import AlignModule
 from alignkit_emoji.pictures import FOLDER
@@ -249,7 +250,7 @@ def test_every_round_begins_anew_against_the_policy_of_the_last(alignkit: Run, c
 def test_a_round_ends_with_the_average_and_leaves_its_opponent(straight: Path) -> None:
     """The next opponent is the average of the round's weights, as its last checkpoint has it."""
     for number in (1, 2):
-        state = torch.load(straight / f"checkpoints/round-{number}.ckpt", weights_only=True)
+        state = read(straight / f"checkpoints/round-{number}.ckpt")
         average = state["callbacks"]["EMA"]["average"]
         opponent = load_file(straight / f"rounds/{number}/opponent.safetensors")
         assert opponent.keys() == average.keys()
@@ -411,9 +412,9 @@ def test_mistakes_are_told_before_anything_is_generated(
 
 def forget(checkpoint: Path) -> None:
     """Takes the folder of its run out of a checkpoint."""
-    state = torch.load(checkpoint, weights_only=True)
+    state = read(checkpoint)
     state["callbacks"]["Rounds"]["folder"] = "nowhere"
-    torch.save(state, checkpoint)
+    write(checkpoint, state)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from alignkit.checkpoints import read
+
 Run = Callable[..., tuple[int, str, str]]
 
 CONFIG = """
@@ -78,7 +80,7 @@ def losses(run: Path) -> list[float]:
 
 
 def trained(run: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    state: dict[str, Any] = read(run / "checkpoints/last.ckpt")
     return state
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from alignkit import cli
+from alignkit.checkpoints import read
 from alignkit_diffusers import formats, hub
 from alignkit_diffusers.formats import FORMATS
 from tests.plugins.diffusers.exports import FAMILIES, Trained, export, fit, lora
@@ -96,7 +97,7 @@ def test_the_files_are_readable_by_others(run: Trained, tmp_path: Path) -> None:
 
 def test_adapters_are_those_of_the_run_and_its_average(run: Trained, tmp_path: Path) -> None:
     """By default the average, which the run was evaluated with; --raw the weights themselves."""
-    state = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    state = read(run.folder / "checkpoints" / "last.ckpt")
     average = state["callbacks"]["EMA"]["average"]
     raw = {name.removeprefix("policy."): w for name, w in state["state_dict"].items()}
     assert average.keys() == raw.keys()
@@ -117,7 +118,7 @@ def test_adapters_are_those_of_the_run_and_its_average(run: Trained, tmp_path: P
 
 def test_all_weights_of_a_checkpoint_are_exported(full: Trained, tmp_path: Path) -> None:
     export(full, "--format", "diffusers", "--checkpoint", "last", "--out", tmp_path / "out")
-    state = torch.load(full.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state = read(full.folder / "checkpoints" / "last.ckpt")["state_dict"]
     network = UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
     assert len(state) == len(list(network.parameters()))
     for name, weight in network.named_parameters():

@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-FOLDER, SUFFIX = "checkpoints", ".ckpt"
-LAST = Path(FOLDER, "last.ckpt")
+from alignkit.checkpoints.folder import loaded
 
 
 class Saved(NamedTuple):
@@ -48,7 +45,7 @@ class Saved(NamedTuple):
 
 
 def saved(path: Path, named: str, *, averaged: bool | None = None) -> Saved:
-    """Reads a checkpoint, without running code of it.
+    """Reads what a checkpoint holds of a network; of a damaged "last", the newest good one beside it.
 
     Args:
         path: the file.
@@ -56,20 +53,9 @@ def saved(path: Path, named: str, *, averaged: bool | None = None) -> Saved:
         averaged: whether the weights are those of the run's moving average; without it, where it keeps one.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, or it keeps no average.
+        ValueError: there is no such file, it is damaged, or it keeps no average.
     """
-    if not path.is_file():
-        raise ValueError(
-            f"{named}: there is no {str(path)!r}; a run's own stand in RUN/{FOLDER}/, and 'last' is the "
-            "latest of them"
-        )
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(
-            f"{named}: {path} cannot be read; is it whole, and a checkpoint of a run? Name another one\n"
-            f"{str(error).splitlines()[0]}"
-        ) from error
+    path, state = loaded(path, named)
     weights: dict[str, Tensor] = {
         name.removeprefix("policy."): weight
         for name, weight in state["state_dict"].items()
@@ -79,17 +65,4 @@ def saved(path: Path, named: str, *, averaged: bool | None = None) -> Saved:
     if averaged and not averages:
         raise ValueError(f"{named}: {path} holds no moving average; take its weights as they were")
     is_average = bool(averages) if averaged is None else averaged
-    return Saved(averages[0] if is_average else weights, state["global_step"], is_average, path.resolve())
-
-
-def find(run: Path, name: str) -> Path:
-    """The checkpoint of a run that a name means: "last", a file's name, or a path."""
-    for path in (run / FOLDER / f"{name}{SUFFIX}", run / FOLDER / name):
-        if path.is_file():
-            return path
-    return Path(name)
-
-
-def kept(run: Path) -> list[Path]:
-    """A run's checkpoints, each once, whatever links there are to it."""
-    return sorted({path.resolve() for path in (run / FOLDER).glob(f"*{SUFFIX}") if path.is_file()})
+    return Saved(averages[0] if is_average else weights, state["global_step"], is_average, path)

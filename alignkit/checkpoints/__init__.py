@@ -1,0 +1,34 @@
+"""Checkpoints: files that verify themselves, without pickle, and folders of them."""
+
+from alignkit.checkpoints.file import UnsavedError, read, write
+from alignkit.checkpoints.folder import (
+    FOLDER,
+    LAST,
+    SUFFIX,
+    check_present,
+    find,
+    kept,
+    link,
+    loaded,
+    tidy,
+)
+from alignkit.checkpoints.storage import CheckpointFiles
+from alignkit.checkpoints.weights import Saved, saved
+
+__all__ = [
+    "FOLDER",
+    "LAST",
+    "SUFFIX",
+    "CheckpointFiles",
+    "Saved",
+    "UnsavedError",
+    "check_present",
+    "find",
+    "kept",
+    "link",
+    "loaded",
+    "read",
+    "saved",
+    "tidy",
+    "write",
+]
