@@ -330,7 +330,7 @@ def test_a_folder_of_another_evaluation_is_refused(
         (("--run", "runs/demo", "--checkpoints"), "--checkpoints: runs/demo has none; leave the option out"),
         (
             ("--run", "runs/demo", "--model", "runs/demo@last"),
-            "there is no 'last'; a run's own stand in RUN/",
+            "there is no 'runs/demo/checkpoints/last.ckpt'; a run's own stand in RUN/",
         ),
         (
             ("--run", "runs/demo", "--trained-on", "x=Redness"),
