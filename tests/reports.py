@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison, Evaluated, Report
 from alignkit.evaluation.results import Prompt, Results, Scores
+from alignkit.evaluation.statistics.bootstrap import Interval
 from alignkit_emoji.pictures import SETS, load_pictures
 
 MEASURES = ("MajorityTaste", "MinorityTaste", "EmojiFidelity", "EmojiRecognition")

@@ -28,10 +28,10 @@ from alignkit.evaluation.predicting import Predicting, Sampling, jobs_of, predic
 from alignkit.evaluation.record import Record
 from alignkit.evaluation.report import write
 from alignkit.evaluation.scorers import Scorer
-from alignkit.evaluation.statistics import comparisons
+from alignkit.evaluation.statistics.comparisons import comparisons
 from alignkit.evaluation.store import Store
 from alignkit.evaluation.suites import Suite
-from alignkit.evaluation.verdicts import verdicts
+from alignkit.evaluation.verdicts.sentences import verdicts
 from alignkit.evaluation.wording import bounds, lined_up, number, percent, signed
 from alignkit.training import quiet_libraries
 

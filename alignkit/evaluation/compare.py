@@ -12,12 +12,12 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from alignkit.components import Backbone, Features, Reward
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Evaluated
 from alignkit.evaluation.drawing import drawn, picture_seed
 from alignkit.evaluation.judging import judged
 from alignkit.evaluation.results import Prompt, Results, Scores
-from alignkit.evaluation.statistics import comparisons
+from alignkit.evaluation.statistics.bootstrap import Interval
+from alignkit.evaluation.statistics.comparisons import comparisons
 from alignkit.evaluation.wording import bounds, lined_up, number, percent
 from alignkit.module import AlignModule
 

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.results import Results
+from alignkit.evaluation.statistics.bootstrap import Interval
 
 
 class Comparison(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from alignkit.evaluation.bootstrap import Interval
+from alignkit.evaluation.statistics.bootstrap import Interval
 
 MINUS = "\u2212"
 NONE = "\u2013"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.evaluation.bootstrap import Interval
+from alignkit.evaluation.statistics.bootstrap import Interval
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot tell"
 

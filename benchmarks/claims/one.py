@@ -29,7 +29,7 @@ from alignkit.components import Backbone, Reward
 from alignkit.evaluation.compare import draw, score
 from alignkit.evaluation.results import Scores
 from alignkit.evaluation.sheet import to_pictures
-from alignkit.evaluation.spread import displacement, diversity
+from alignkit.evaluation.statistics.spread import displacement, diversity
 from alignkit.files import whole, write_text
 from alignkit.generate import aligned, opened
 from alignkit_adaptive_dpo.source import choose_flips, write_flips

@@ -19,8 +19,8 @@ from plots import plot
 from registry import CLAIMS
 from run import missing, wanted
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.sheet import contact_sheet
+from alignkit.evaluation.statistics.bootstrap import Interval
 from alignkit.files import whole, write_text
 
 HERE = Path(__file__).parent

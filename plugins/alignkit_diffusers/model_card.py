@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from alignkit import Paper, __version__
-from alignkit.evaluation.bootstrap import Interval
+from alignkit.evaluation.statistics.bootstrap import Interval
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "safetensors")
 

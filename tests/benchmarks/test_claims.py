@@ -16,7 +16,7 @@ from f_inversion import NEVER, reached
 from intervals import FAILS, HOLDS, UNDECIDED, Condition, interval, together
 from registry import CLAIMS
 
-from alignkit.evaluation.bootstrap import Interval
+from alignkit.evaluation.statistics.bootstrap import Interval
 
 MEASURES = {
     "MajorityTaste": 0.0,

@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from alignkit import Features, Reward
-from alignkit.evaluation.bootstrap import intervals
 from alignkit.evaluation.compare import compare, score, table
 from alignkit.evaluation.results import Scores
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
-from alignkit.evaluation.spread import diversity
+from alignkit.evaluation.statistics.bootstrap import intervals
+from alignkit.evaluation.statistics.spread import diversity
 
 
 class Brightness(Reward):

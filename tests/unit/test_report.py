@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Report
 from alignkit.evaluation.report import read, write
 from alignkit.evaluation.report.lossless import from_json, to_json
 from alignkit.evaluation.report.markdown import escaped, to_markdown
 from alignkit.evaluation.results import Prompt, Scores
+from alignkit.evaluation.statistics.bootstrap import Interval
 from tests.reports import SERIES, simulated
 
 

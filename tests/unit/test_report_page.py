@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Evaluated, Report
 from alignkit.evaluation.report import write
 from alignkit.evaluation.report.axes import axis
 from alignkit.evaluation.report.pictures import fit, spread_out
 from alignkit.evaluation.results import Prompt
+from alignkit.evaluation.statistics.bootstrap import Interval
 from tests.reports import SERIES, STEPS, simulated
 
 HOSTILE = (

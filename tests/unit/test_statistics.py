@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from alignkit.evaluation.bootstrap import Interval, intervals, student_quantile
 from alignkit.evaluation.contents import Comparison, Evaluated
 from alignkit.evaluation.results import Prompt, Results, Scores
-from alignkit.evaluation.significance import holm, sign_test
-from alignkit.evaluation.spread import vendi
-from alignkit.evaluation.statistics import comparisons
-from alignkit.evaluation.win_rates import win_rates
+from alignkit.evaluation.statistics.bootstrap import Interval, intervals, student_quantile
+from alignkit.evaluation.statistics.comparisons import comparisons
+from alignkit.evaluation.statistics.significance import holm, sign_test
+from alignkit.evaluation.statistics.spread import vendi
+from alignkit.evaluation.statistics.win_rates import win_rates
 
 Array = NDArray[np.float64]
 DRAWS = 500

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison, Evaluated
 from alignkit.evaluation.results import Prompt, Results, Scores
-from alignkit.evaluation.standing import Difference, Standing
-from alignkit.evaluation.statistics import comparisons
-from alignkit.evaluation.verdicts import verdicts
+from alignkit.evaluation.statistics.bootstrap import Interval
+from alignkit.evaluation.statistics.comparisons import comparisons
+from alignkit.evaluation.verdicts.sentences import verdicts
+from alignkit.evaluation.verdicts.standing import Difference, Standing
 from alignkit.evaluation.wording import MINUS
 
 BASE, DPO = Evaluated("base", "base"), Evaluated("dpo", "runs/dpo")

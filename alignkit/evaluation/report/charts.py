@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.report.axes import LEFT, RIGHT, WIDTH, Axis, axis, frame, picture, share
 from alignkit.evaluation.report.svg import element, path, text
+from alignkit.evaluation.statistics.bootstrap import Interval
 from alignkit.evaluation.wording import bounds, number, percent, percent_bounds
 
 # colours are those of the style sheet; shapes beside them are for who sees no colours

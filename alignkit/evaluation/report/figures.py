@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Evaluated, Report
 from alignkit.evaluation.report.axes import share
 from alignkit.evaluation.report.charts import Line, Point, curves, plane, rows
 from alignkit.evaluation.report.selection import SPREADS, lines, means, win_rates
-from alignkit.evaluation.statistics import DISPLACEMENT, DIVERSITY
+from alignkit.evaluation.statistics.bootstrap import Interval
+from alignkit.evaluation.statistics.comparisons import DISPLACEMENT, DIVERSITY
 
 BY_CHANCE = 0.5
 NOWHERE = Interval(0.0, 0.0, 0.0)

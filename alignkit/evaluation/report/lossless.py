@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison, Evaluated, Report
 from alignkit.evaluation.results import Prompt, Results, Scores
+from alignkit.evaluation.statistics.bootstrap import Interval
 
 SCHEMA = 1
 # what fits stands in one line

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison, Report
 from alignkit.evaluation.report.manifest import flat
 from alignkit.evaluation.report.selection import select
+from alignkit.evaluation.statistics.bootstrap import Interval
 from alignkit.evaluation.wording import (
     bounds,
     count,

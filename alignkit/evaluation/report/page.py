@@ -18,7 +18,7 @@ from alignkit.evaluation.report.figures import gains, over_steps, trade_offs
 from alignkit.evaluation.report.lossless import comparison_to_plain
 from alignkit.evaluation.report.manifest import flat
 from alignkit.evaluation.report.pictures import SIDE, SMALL, fit
-from alignkit.evaluation.standing import LEVEL, Difference, Standing
+from alignkit.evaluation.verdicts.standing import LEVEL, Difference, Standing
 
 HERE = Path(__file__).parent
 # bytes of the whole file; pictures get what the rest leaves

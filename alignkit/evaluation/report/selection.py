@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison, Evaluated, Report
-from alignkit.evaluation.statistics import DISPLACEMENT, DIVERSITY, VENDI
+from alignkit.evaluation.statistics.bootstrap import Interval
+from alignkit.evaluation.statistics.comparisons import DISPLACEMENT, DIVERSITY, VENDI
 
 # by embeddings: what is no reward
 SPREADS = (DIVERSITY, VENDI, DISPLACEMENT)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from alignkit.components import Reward
-from alignkit.evaluation.spread import diversity
+from alignkit.evaluation.statistics.spread import diversity
 from alignkit_emoji.features import EmojiFeatures
 from alignkit_emoji.pictures import load_concepts, load_pictures
 from alignkit_emoji.reward import EmojiFidelity, EmojiRecognition, MajorityTaste, MinorityTaste

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.evaluation.bootstrap import Interval, student_quantile
+from alignkit.evaluation.statistics.bootstrap import Interval, student_quantile
 
 
 def win_rates(share_PK: NDArray[np.float64]) -> tuple[Interval, ...]:

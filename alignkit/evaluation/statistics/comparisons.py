@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit.evaluation.bootstrap import intervals
 from alignkit.evaluation.contents import Comparison, Evaluated
 from alignkit.evaluation.results import Results
-from alignkit.evaluation.significance import holm, sign_test
-from alignkit.evaluation.soundness import check
-from alignkit.evaluation.spread import displacement, diversity, vendi
-from alignkit.evaluation.win_rates import win_rates
+from alignkit.evaluation.statistics.bootstrap import intervals
+from alignkit.evaluation.statistics.significance import holm, sign_test
+from alignkit.evaluation.statistics.soundness import check
+from alignkit.evaluation.statistics.spread import displacement, diversity, vendi
+from alignkit.evaluation.statistics.win_rates import win_rates
 
 DIVERSITY, VENDI, DISPLACEMENT = "diversity", "vendi", "displacement"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 from alignkit.evaluation.contents import Evaluated
-from alignkit.evaluation.standing import Standing, Standings, listed
+from alignkit.evaluation.verdicts.standing import Standing, Standings, listed
 
 
 def series(models: Sequence[Evaluated]) -> dict[str, tuple[Evaluated, ...]]:

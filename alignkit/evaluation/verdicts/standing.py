@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from alignkit.evaluation.bootstrap import Interval
 from alignkit.evaluation.contents import Comparison
-from alignkit.evaluation.statistics import DISPLACEMENT, DIVERSITY, VENDI
+from alignkit.evaluation.statistics.bootstrap import Interval
+from alignkit.evaluation.statistics.comparisons import DISPLACEMENT, DIVERSITY, VENDI
 from alignkit.evaluation.wording import bounds, percent, probability, signed
 
 LEVEL = 0.05

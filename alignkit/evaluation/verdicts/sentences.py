@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from alignkit.evaluation.checkpoint_verdicts import over_steps, series
 from alignkit.evaluation.contents import Comparison, Evaluated
-from alignkit.evaluation.significance import sign_test
-from alignkit.evaluation.standing import LEVEL, Difference, Standing, Standings, listed
-from alignkit.evaluation.statistics import DISPLACEMENT, DIVERSITY
+from alignkit.evaluation.statistics.comparisons import DISPLACEMENT, DIVERSITY
+from alignkit.evaluation.statistics.significance import sign_test
+from alignkit.evaluation.verdicts.series import over_steps, series
+from alignkit.evaluation.verdicts.standing import LEVEL, Difference, Standing, Standings, listed
 from alignkit.evaluation.wording import bounds, number, percent
 
 

@@ -1,0 +1,1 @@
+"""Every model against every other: paired figures, their intervals and tests."""

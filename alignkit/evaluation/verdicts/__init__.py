@@ -1,0 +1,1 @@
+"""What comparisons come to, in sentences."""
