@@ -50,17 +50,21 @@ class Checkpoints(ModelCheckpoint):
         self.keep = keep
         self._recent: list[str] = []
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Removes what a killed process left half-written.
+    @staticmethod
+    def check(trainer: pl.Trainer) -> None:
+        """Refuses a trainer before it joins others.
 
         Raises:
-            ValueError: the trainer's strategy does not let checkpoints be verified.
+            ValueError: its strategy does not let checkpoints be verified.
         """
         if isinstance(trainer.strategy, PICKLING):
             raise ValueError(
                 f"trainer.strategy: {type(trainer.strategy).__name__} writes and reads pickled checkpoints; "
                 "choose auto or ddp, or save none: --trainer.enable_checkpointing=false"
             )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Removes what a killed process left half-written."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero and self.dirpath is not None:
             checkpoints.tidy(Path(self.dirpath))

@@ -211,6 +211,8 @@ class CLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         options["plugins"] = [*self._plugins(), checkpoints.CheckpointFiles()]
         trainer: pl.Trainer = super().instantiate_trainer(**options)
+        if config.trainer.enable_checkpointing is not False:
+            Checkpoints.check(trainer)
         return trainer
 
     def _plugins(self) -> list[Any]:

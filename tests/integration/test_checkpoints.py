@@ -287,3 +287,4 @@ def test_strategy_that_pickles_is_refused(alignkit: Run, config: str, tmp_path: 
     code, _, err = alignkit("fit", "--config", config, strategy)
     assert code == 2
     assert "trainer.strategy: ModelParallelStrategy writes and reads pickled checkpoints" in err
+    assert not torch.distributed.is_initialized()
