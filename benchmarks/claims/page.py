@@ -9,13 +9,25 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from arms import BASE, DISPLACEMENT, DIVERSITY, FIDELITY, RECOGNITION, RESULTS, SEEDS, Runs, path_of, runs_of
+from arms import (
+    BASE,
+    DISPLACEMENT,
+    DIVERSITY,
+    FIDELITY,
+    RECOGNITION,
+    RESULTS,
+    SEEDS,
+    TUNING_SEED,
+    Runs,
+    runs_of,
+)
 from choice import Choice
 from claim import Claim, Line
 from intervals import FAILS, HOLDS, UNDECIDED, Condition, interval, together
 from one import NUM_SHOWN, prompts_of
 from PIL import Image
 from plots import plot
+from probes import PROBES
 from registry import CLAIMS
 from run import missing, wanted
 
@@ -58,26 +70,29 @@ def main() -> None:
 def page() -> str:
     """The text of README.md."""
     found = {claim.letter: complete(claim) for claim in CLAIMS}
-    lines = [*head(), *overview(found), *(line for claim in CLAIMS for line in section(claim, found))]
+    lines = [
+        *head(),
+        *overview(found),
+        *(line for claim in CLAIMS for line in section(claim, found)),
+    ]
     return "\n".join(lines) + "\n"
 
 
 def complete(claim: Claim) -> Runs | None:
     """All of a claim's runs; None while one is missing."""
     arms = claim.arms()
-    return None if arms is None or missing([claim]) else runs_of(arms)
+    return None if arms is None or missing(wanted([claim])) else runs_of(arms)
 
 
 def head() -> Iterator[str]:
     """What the page is."""
-    runs = {(arm.name, seed) for arm, seed in wanted(CLAIMS) if path_of(arm, seed).exists()}
     content = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
     hours = sum(sum(one["seconds"].values()) for one in content) / 3600
     commits = sorted({one["commit"] for one in content})
     yield from (TITLE, "", INTRODUCTION.strip(), "")
-    todo = len(missing(CLAIMS))
+    todo = len(missing(wanted(CLAIMS)))
     state = f"{todo} are missing, besides those that wait for a choice" if todo else "all there are"
-    yield f"{len(runs)} runs, {state}; {hours:.1f} hours of one core; commit {', '.join(commits)}."
+    yield f"{len(content)} runs, {state}; {hours:.1f} hours of one core; commit {', '.join(commits)}."
     yield ""
 
 
@@ -108,7 +123,7 @@ def section(claim: Claim, found: dict[str, Runs | None]) -> Iterator[str]:
     yield ""
     runs = found[claim.letter]
     if runs is None:
-        yield f"{NOT_YET[0].upper()}{NOT_YET[1:]}: {len(missing([claim]))} runs or more are missing."
+        yield f"{NOT_YET[0].upper()}{NOT_YET[1:]}: {len(missing(wanted([claim])))} runs or more are missing."
         yield ""
     else:
         conditions = list(claim.conditions(runs))
@@ -120,6 +135,7 @@ def section(claim: Claim, found: dict[str, Runs | None]) -> Iterator[str]:
     path = HERE / "investigations" / f"{claim.letter}.md"
     if path.exists():
         yield from ("### What was looked into", "", path.read_text(encoding="utf-8").strip(), "")
+        yield from probed(claim)
     yield from ("<details><summary>Protocol</summary>", "", claim.protocol, "", "</details>", "")
     yield from ("<details><summary>What was chosen</summary>", "")
     for choice in claim.choices():
@@ -157,6 +173,24 @@ def table(lines: Sequence[Line], runs: Runs) -> Iterator[str]:
 def of(runs: Runs, line: Line, measure: str) -> str:
     """The mean of a measure."""
     return f"{runs.table(line.arm, measure, audience=line.audience).mean():.3f}"
+
+
+def probed(claim: Claim) -> Iterator[str]:
+    """What was changed to find a cause, and what came of it; intervals over prompts alone."""
+    probes = PROBES.get(claim.letter, ())
+    runs = runs_of([probe.arm for probe in probes], [TUNING_SEED])
+    if not probes or runs is None:
+        return
+    yield f"One run each, training seed {TUNING_SEED}, on 57 prompts that were trained on:"
+    yield ""
+    yield "| suspect | changed | gain in utility | fidelity, share of base | displacement |"
+    yield "|---|---|---|---|---|"
+    for suspect, change, arm in probes:
+        share = runs.table(arm.name, FIDELITY).mean() / runs.table(BASE, FIDELITY).mean()
+        moved = of(runs, Line("", arm.name), DISPLACEMENT)
+        gain = cell(interval(runs.gain(arm.name)), 2)
+        yield f"| {suspect} | {change} | {gain} | {100 * share:.1f} % | {moved} |"
+    yield ""
 
 
 def pictures(claim: Claim, runs: Runs) -> Iterator[str]:

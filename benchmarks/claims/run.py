@@ -2,6 +2,7 @@
 
     python benchmarks/claims/run.py --runs runs/claims                # what is missing, then README.md
     python benchmarks/claims/run.py --runs runs/claims --only a d     # two claims
+    python benchmarks/claims/run.py --runs runs/claims --only f --probes   # what looks for a cause
     python benchmarks/claims/run.py --list                            # what is done and what is missing
 
 Each run has one core and one thread, as many at a time as there are cores. Its figures go to results/, and
@@ -15,12 +16,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import Queue
 
 from arms import BASE_ARM, SEEDS, TUNING_SEED, Arm, path_of
+from probes import PROBES
 from registry import CLAIMS, Claim
 
 HERE = Path(__file__).parent
@@ -40,10 +42,17 @@ def wanted(claims: Sequence[Claim]) -> Iterator[tuple[Arm, int]]:
                 yield arm, seed
 
 
-def missing(claims: Sequence[Claim]) -> list[tuple[Arm, int]]:
+def probed(claims: Sequence[Claim]) -> Iterator[tuple[Arm, int]]:
+    """What looks for causes, and decides nothing."""
+    for claim in claims:
+        for probe in PROBES.get(claim.letter, ()):
+            yield probe.arm, TUNING_SEED
+
+
+def missing(runs: Iterable[tuple[Arm, int]]) -> list[tuple[Arm, int]]:
     """What has not been run, each once."""
     todo: dict[tuple[str, int], tuple[Arm, int]] = {}
-    for arm, seed in wanted(claims):
+    for arm, seed in runs:
         known = todo.setdefault((arm.name, seed), (arm, seed))[0]
         if known != arm:
             raise ValueError(f"two arms are called {arm.name}: {known} and {arm}")
@@ -80,23 +89,37 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[claim.letter for claim in CLAIMS], help="claims to run")
     parser.add_argument("--cores", nargs="+", type=int, default=sorted(os.sched_getaffinity(0)))
     parser.add_argument("--minutes", type=float, help="begin nothing after so many minutes")
+    parser.add_argument("--probes", action="store_true", help="run what looks for causes, and no claim")
     parser.add_argument("--list", action="store_true", help="say what is missing, and stop")
     options = parser.parse_args()
     claims = [claim for claim in CLAIMS if not options.only or claim.letter in options.only]
+
+    def todo() -> list[tuple[Arm, int]]:
+        return missing(probed(claims) if options.probes else wanted(claims))
+
     if options.list:
-        for arm, seed in missing(claims):
+        for arm, seed in todo():
             print(f"{arm.name} with seed {seed} is missing")
-        print(f"{len(missing(claims))} runs are missing, besides those that wait for a choice")
+        print(f"{len(todo())} runs are missing, besides those that wait for a choice")
         return
     if not options.runs:
         parser.error("--runs is needed")
     options.runs.mkdir(parents=True, exist_ok=True)
-    work(claims, options.runs.absolute(), options.cores, options.minutes)
+    work(todo, options.runs.absolute(), options.cores, options.minutes)
     subprocess.run([sys.executable, str(HERE / "page.py")], check=True)
 
 
-def work(claims: Sequence[Claim], runs: Path, numbers: Sequence[int], minutes: float | None) -> None:
-    """Runs what is missing until nothing is, or the time is over."""
+def work(
+    needed: Callable[[], list[tuple[Arm, int]]], runs: Path, numbers: Sequence[int], minutes: float | None
+) -> None:
+    """Runs what is missing until nothing is, or the time is over.
+
+    Args:
+        needed: says what is missing; what was chosen makes more of it.
+        runs: folder for the runs.
+        numbers: of the cores.
+        minutes: after which nothing more is begun.
+    """
     cores: Queue[int] = Queue()
     for number in numbers:
         cores.put(number)
@@ -106,11 +129,7 @@ def work(claims: Sequence[Claim], runs: Path, numbers: Sequence[int], minutes: f
         while True:
             in_time = minutes is None or time.monotonic() - started < 60 * minutes
             busy = {(name, seed) for name, seed, _ in running.values()} | failed
-            todo = (
-                [(arm, seed) for arm, seed in missing(claims) if (arm.name, seed) not in busy]
-                if in_time
-                else []
-            )
+            todo = [(arm, seed) for arm, seed in needed() if (arm.name, seed) not in busy] if in_time else []
             while todo and not cores.empty():
                 (arm, seed), core = todo.pop(0), cores.get()
                 running[pool.submit(run, arm, seed, runs, core)] = (arm.name, seed, core)
