@@ -56,7 +56,8 @@ def intervals(
     half_K = np.zeros_like(mean_K)
     if count > 1:
         deviation_K = np.where(flat_K, 0, sorted_PK.std(0, ddof=1))
-        standard_PK = (sorted_PK - mean_K) / np.where(flat_K, 1, deviation_K)
+        # 0, too, where the square of a tiny spread is
+        standard_PK = (sorted_PK - mean_K) / np.where(deviation_K > 0, deviation_K, 1)
         for start in range(0, len(mean_K), FIGURES):
             part = slice(start, start + FIGURES)
             errors_K = _errors(standard_PK[:, part], num_resamples, seed)
