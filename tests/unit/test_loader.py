@@ -40,14 +40,6 @@ def test_each_epoch_is_a_new_order_of_the_same_records() -> None:
     assert {visit for _, visit in second} == {1}
 
 
-def test_two_ranks_cover_what_one_covers_step_by_step() -> None:
-    one = list(loader(batch_size=4))
-    two = [list(loader(rank, 2, batch_size=2)) for rank in range(2)]
-    assert len(one) == 5
-    for step, batch in enumerate(one):
-        assert sorted(batch) == sorted(two[0][step] + two[1][step])
-
-
 @pytest.mark.parametrize("stop", [1, 3, 5])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_goes_on_where_it_stopped(stop: int, num_workers: int) -> None:

@@ -72,21 +72,6 @@ def test_draw_ignores_global_generators():
     assert_close(normal(key(), "noise", (16,)), before, rtol=0, atol=0)
 
 
-def test_draw_depends_on_the_record_and_not_on_its_place_in_the_batch():
-    order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
-    shuffled = Key(3, key().id_B[order], key().visit_B[order])
-    assert_close(normal(shuffled, "noise", (16,)), normal(key(), "noise", (16,))[order], rtol=0, atol=0)
-
-
-def test_draw_does_not_depend_on_how_a_batch_is_split():
-    halves = torch.cat([normal(key(3), "noise", (16,)), normal(key(5, first=3), "noise", (16,))])
-    assert_close(halves, normal(key(8), "noise", (16,)), rtol=0, atol=0)
-
-
-def test_first_numbers_do_not_depend_on_how_many_are_drawn():
-    assert_close(uniform(key(), "noise", 5), uniform(key(), "noise", 9)[:, :5], rtol=0, atol=0)
-
-
 @pytest.mark.parametrize(
     ("other", "purpose"),
     [(key(), "dropout"), (key(visit=1), "noise"), (key(seed=4), "noise"), (key(first=100), "noise")],

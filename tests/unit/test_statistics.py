@@ -251,23 +251,6 @@ def test_pictures_without_another_noise_are_not_more_prompts() -> None:
     assert other.wins == 4 * one.wins
 
 
-def test_order_of_prompts_changes_nothing() -> None:
-    results = simulated()
-    order = np.random.default_rng(1).permutation(len(results.prompts))
-    shuffled = Results(
-        tuple(results.prompts[i] for i in order),
-        results.seeds,
-        {
-            name: Scores(
-                {reward: reward_PS[order] for reward, reward_PS in scores.reward_PS.items()},
-                scores.feature_PSD[order],
-            )
-            for name, scores in results.scores.items()
-        },
-    )
-    assert compared(shuffled) == compared(results)
-
-
 def test_nothing_but_the_correction_depends_on_what_else_is_compared() -> None:
     results = simulated()
     two = Results(results.prompts, results.seeds, {n: results.scores[n] for n in ("base", "dmpo")})
