@@ -18,6 +18,8 @@ from alignkit.evaluation.statistics.spread import diversity, vendi
 from alignkit.evaluation.statistics.win_rates import win_rates
 
 Array = NDArray[np.float64]
+# for what takes a while; thorough profiles have more, too
+FEWER = settings(max_examples=settings().max_examples // 2)
 SCORES = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, allow_subnormal=False))
 
 
@@ -43,7 +45,7 @@ def compared(found: Results) -> tuple[Comparison, ...]:
     return comparisons(found, [Evaluated(name, "") for name in found.scores])
 
 
-@settings(max_examples=15)
+@FEWER
 @given(found=results(), data=st.data())
 def test_order_of_prompts_changes_nothing(found: Results, data: Any) -> None:
     order = data.draw(st.permutations(range(len(found.prompts))))
@@ -64,7 +66,7 @@ def test_a_spread_whose_square_is_zero_is_none() -> None:
     assert interval.low == interval.mean == interval.high
 
 
-@settings(max_examples=15)
+@FEWER
 @given(found=results())
 def test_a_comparison_the_other_way_round_is_its_mirror(found: Results) -> None:
     """Wins are losses, a difference has the other sign, and what is just as likely stays so."""
