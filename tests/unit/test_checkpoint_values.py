@@ -33,8 +33,10 @@ def assert_same(given: Any, found: Any) -> None:
         for value, found_value in zip(given, found, strict=True):
             assert_same(value, found_value)
     elif isinstance(given, float):
-        assert given == found or (math.isnan(given) and math.isnan(found))
-        assert math.copysign(1, given) == math.copysign(1, found)
+        if math.isnan(given):
+            assert math.isnan(found)
+        else:
+            assert (given, math.copysign(1, given)) == (found, math.copysign(1, found))
     else:
         assert given == found
 

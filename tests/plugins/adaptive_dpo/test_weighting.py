@@ -203,6 +203,33 @@ def test_larger_batches_are_judged_as_groups_of_16():
     assert_close(twice.margin_B, once.margin_B.repeat(2))  # type: ignore[union-attr]
 
 
+def test_without_a_norm_rho_is_a_factor_whatever_the_group():
+    """Of 32 prompts, none is judged by the others."""
+    logp = logps().repeat(1, 1, 2)
+    found = minority(margins(logp), rho=1e4, normalize=False)
+    weights = weigh(logp, rho=1e4, normalize=False)
+    assert_close(weights.weight_B, minority_weights(found.score_B, k=10.0, b=1.0))
+
+
+def test_without_a_margin_the_rest_is_logged():
+    weights, other = weigh(logps(), margin="none"), weigh(logps())
+    assert weights.margin_B is None
+    assert {**weights.logs, "minority/margin": other.logs["minority/margin"]} == other.logs
+
+
+def test_annotators_that_agree_leave_the_live_policys_confidence(monkeypatch: pytest.MonkeyPatch):
+    """Snapshots whose margins are all three times the live policy's: the same ``y``, so no stability.
+
+    A process has 8 of the 16 pairs, and the norm is that of all.
+    """
+    live_KB, reference_KB = logps(annotators=1)
+    logp = torch.stack([live_KB, reference_KB + 3 * (live_KB - reference_KB), reference_KB])
+    found = minority(margins(logp)[:1], rho=15.0)
+    monkeypatch.setattr(weighting_module, "gathered", lambda value_B: margins(logp).T)
+    weights = weigh(logp[:, :, :8], rescale="stability")
+    assert_close(weights.weight_B, minority_weights(found.confidence_B[:8], k=10.0, b=1.0))
+
+
 OPTIONS = [{}, {"rescale": "sum"}, {"rescale": "stability"}, {"margin_units": "reward"}]
 
 
@@ -273,7 +300,9 @@ def test_settings_that_must_be_positive(name: str, value: float):
         MinorityAware(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "value"), [("k", -1.0), ("k", math.nan), ("warmup_steps", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("k", -1.0), ("k", math.nan), ("k", math.inf), ("warmup_steps", -1)]
+)
 def test_settings_that_must_not_be_negative(name: str, value: float):
     with pytest.raises(ValueError, match=rf"^MinorityAware: {name} must be at least 0, got {value}$"):
         MinorityAware(**{name: value})  # type: ignore[arg-type]

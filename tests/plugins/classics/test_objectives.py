@@ -141,6 +141,7 @@ def test_kto_logs_its_baseline():
     assert_close(logs["rewards/baseline"], torch.tensor(0.5))
     assert_close(logs["rewards/accuracies"], torch.tensor(0.5))
     assert_close(logs["rewards/margins"], torch.tensor(-1.0))
+    assert_close(logs["logit/scale"], torch.tensor(3.0))  # of 3, 0 and -6
 
 
 def test_unpaired_kto_logs_likes_and_dislikes_apart():
@@ -164,10 +165,31 @@ def test_unpaired_kto_without_dislikes_logs_finite_numbers():
         assert all(value.isfinite() for value in logs.values())
 
 
-def test_mapo_logs_its_scores():
+@pytest.mark.parametrize(
+    ("label_B", "chosen", "rejected"),
+    [
+        ([1.0, 0.0, 0.0], 2.0, -3.0),
+        ([0.0, 1.0, 1.0], -3.0, 2.0),
+        ([0.25, 0.0, 0.25], -1.0, -1.2),
+    ],
+)
+def test_unpaired_kto_logs_means_over_all_that_are_liked_alike(
+    label_B: list[float], chosen: float, rejected: float
+):
+    """Rewards (2, 0, -6). Of a batch with less than one like, the share that there is: 0.25 (2 - 6)."""
+    logp_KB = REF_LOGP_KB[:1] + torch.tensor([[1.0, 0.0, -3.0]])
+    sample = scored(logp_KB=logp_KB, ref_logp_KB=REF_LOGP_KB[:1])
+    logs = UnpairedKTO(beta=4.0)(sample, batch(torch.tensor(label_B))).logs
+    assert_close(logs["rewards/chosen"], torch.tensor(chosen))
+    assert_close(logs["rewards/rejected"], torch.tensor(rejected))
+    assert_close(logs["rewards/margins"], torch.tensor(chosen - rejected))
+
+
+@pytest.mark.parametrize("snr", [0.5, 2.0])
+def test_mapo_logs_its_scores(snr: float):
     """Scores of errors (1, 2, 3) and (2, 2, 1): right, tied, wrong."""
-    logs = called(MaPO(snr=0.5, num_timesteps=10)).logs
-    logit_B = mapo_logit(LOGP_KB, snr=0.5, num_timesteps=10)
+    logs = called(MaPO(snr=snr, num_timesteps=10)).logs
+    logit_B = mapo_logit(LOGP_KB, snr=snr, num_timesteps=10)
     assert_close(logs["rewards/accuracies"], torch.tensor(0.5))
     assert_close(logs["rewards/margins"], logit_B.mean())
     assert_close(logs["logit/scale"], logit_B.abs().mean())
@@ -225,9 +247,16 @@ def test_missing_reference_is_named(objective: Objective):
         objective(scored(logp_KB=LOGP_KB), batch())
 
 
+@pytest.mark.parametrize("objective", ALL, ids=named)
+def test_missing_policy_is_named(objective: Objective):
+    with pytest.raises(ValueError, match=f"{named(objective)} reads logp,"):
+        objective(scored(ref_logp_KB=REF_LOGP_KB), batch())
+
+
 def test_defaults_are_those_of_the_sources():
     assert HingeDPO().beta == ConservativeDPO().beta == RobustDPO().beta == 2000
     assert (KTO().beta, UnpairedKTO().beta) == (2000, 2000)  # 1000 without the factor 1/2
+    assert IPO().tau == 1000  # half of Diffusion-DPO's beta
     assert (MaPO().beta, MaPO().snr, MaPO().num_timesteps) == (0.1, 0.5, 1000)
 
 
@@ -244,8 +273,10 @@ def test_kto_baseline_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch):
     assert logs["rewards/baseline"] == 3
     expected_B = kto_loss(logp_KB, REF_LOGP_KB, beta=2.0, baseline=torch.tensor(3.0))
     assert_close(loss_B, expected_B)
-    _, logs = called(UnpairedKTO(beta=2.0), logp_KB)
+    loss_B, logs = called(UnpairedKTO(beta=2.0), logp_KB)
     assert logs["rewards/baseline"] == 3.5
+    expected_B = unpaired_kto_loss(logp_KB[0], REF_LOGP_KB[0], LABEL_B, beta=2.0, baseline=torch.tensor(3.5))
+    assert_close(loss_B, expected_B)
 
 
 def test_kto_baseline_is_not_below_zero():
@@ -282,10 +313,13 @@ def test_margin_of_a_weighting_is_used_by_mapo():
     assert logs["logit/scale"] == 0
 
 
+NO_LOGIT = "has no logit for a weighting's margin to shift; switch the margin off or use a logistic objective"
+
+
 @pytest.mark.parametrize("objective", [IPO(), KTO(), UnpairedKTO(), SFT()], ids=named)
 def test_margin_without_a_logit_is_refused(objective: Objective):
     sample = scored(logp_KB=LOGP_KB, ref_logp_KB=REF_LOGP_KB, margin_B=torch.ones(3))
-    with pytest.raises(ValueError, match=f"^{named(objective)}: has no logit for a weighting's margin"):
+    with pytest.raises(ValueError, match=f"^{named(objective)}: {NO_LOGIT}$"):
         objective(sample, batch())
 
 
@@ -332,6 +366,13 @@ def test_factor_must_not_be_negative(cls: type[Objective], setting: str, value: 
 def test_flip_rate_must_be_below_one_half(cls: type[Objective], rate: float):
     with pytest.raises(ValueError, match=rf"^{cls.__name__}: flip_rate must lie in \[0, 0.5\), got {rate}$"):
         cls(flip_rate=rate)
+
+
+def test_the_ends_of_what_is_allowed():
+    """Without preferences, likes or flips."""
+    assert MaPO(beta=0.0).beta == KTO(desirable_weight=0.0).desirable_weight == 0
+    assert ConservativeDPO(flip_rate=0.0).flip_rate == RobustDPO(flip_rate=0.0).flip_rate == 0
+    assert HingeDPO(beta=1e-9).beta == 1e-9
 
 
 @pytest.mark.parametrize("cls", [HingeDPO, ConservativeDPO, RobustDPO])

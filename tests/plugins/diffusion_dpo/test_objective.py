@@ -82,9 +82,15 @@ def test_beta_must_be_positive(beta: float):
         DiffusionDPO(beta=beta)
 
 
-def test_missing_reference_is_named():
+def test_the_ends_of_what_is_allowed():
+    assert DiffusionDPO(beta=1e-9).beta == 1e-9
+
+
+def test_missing_likelihoods_are_named():
     with pytest.raises(ValueError, match="DiffusionDPO reads ref_logp"):
         DiffusionDPO()(scored(logp_KB=LOGP_KB), batch())
+    with pytest.raises(ValueError, match="DiffusionDPO reads logp,"):
+        DiffusionDPO()(scored(ref_logp_KB=LOGP_KB), batch())
 
 
 def test_more_than_two_candidates_are_refused():

@@ -90,9 +90,16 @@ def test_beta_must_be_positive(beta: float):
         DMPO(beta=beta)
 
 
-def test_missing_reference_is_named():
+def test_the_ends_of_what_is_allowed():
+    assert DMPO(beta=1e-9).beta == 1e-9
+    assert DMPO(alpha=0.5).alpha == 0.5
+
+
+def test_missing_likelihoods_are_named():
     with pytest.raises(ValueError, match="DMPO reads ref_logp"):
         DMPO()(scored(logp_KB=LOGP_KB), batch())
+    with pytest.raises(ValueError, match="DMPO reads logp,"):
+        DMPO()(scored(ref_logp_KB=LOGP_KB), batch())
 
 
 def test_more_than_two_candidates_are_refused():

@@ -106,6 +106,12 @@ def test_rows_get_one_size_and_nothing_stays_nothing():
     assert_close(even_rows(-7 * rows_LD), -even_LD)
 
 
+def test_shares_are_taken_in_the_tokens_type():
+    tokens_ULD = normal(2, L, D)
+    expected_LD = (tokens_ULD[0] + tokens_ULD[1]) / 2
+    assert_close(mixed(tokens_ULD, torch.tensor([0.5, 0.5], dtype=torch.float32)), expected_LD)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_mixing_reproduces_its_ends_and_is_linear(share: float):
     """T6."""

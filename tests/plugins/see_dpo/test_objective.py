@@ -102,6 +102,16 @@ def test_gamma_must_not_be_negative(gamma: float):
         SEEDPO(gamma=gamma)
 
 
-def test_missing_reference_is_named():
+def test_the_ends_of_what_is_allowed():
+    assert SEEDPO(beta=1e-9).beta == 1e-9
+
+
+def test_defaults_are_diffusion_dpos_beta_and_an_entropy_that_hardly_moves_it():
+    assert (SEEDPO().beta, SEEDPO().gamma) == (2000, 0.003)
+
+
+def test_missing_likelihoods_are_named():
     with pytest.raises(ValueError, match="SEEDPO reads ref_logp"):
         SEEDPO()(scored(logp_KB=LOGP_KB), batch())
+    with pytest.raises(ValueError, match="SEEDPO reads logp,"):
+        SEEDPO()(scored(ref_logp_KB=LOGP_KB), batch())
