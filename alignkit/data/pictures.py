@@ -118,8 +118,9 @@ def picture_size(data: bytes, owner: str, max_pixels: int = MAX_PIXELS) -> tuple
         ValueError: the bytes are no picture, or one that is too large.
     """
     image = _opened(data, owner, max_pixels)
-    if image.format == "PNG" and "exif" not in image.info:
-        return image.height, image.width  # Pillow would decode it to look for Exif behind its pixels
+    # Pillow would decode a PNG to look for Exif behind its pixels; of a TIFF it has turned the size already
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return image.height, image.width
     try:
         sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
     except Exception as error:  # as in decode

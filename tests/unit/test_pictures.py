@@ -98,8 +98,9 @@ def test_sixteen_bits_become_eight() -> None:
         assert torch.equal(read(data), expected_HW[..., None].expand(SIDE, SIDE, 3))
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_upright(orientation: int) -> None:
+def test_a_picture_is_turned_upright(orientation: int, format: str) -> None:
     """Written as a camera does that was held another way: undoing the turn gives the scene back."""
     scene = noise(12, 6)
     undone = {
@@ -115,7 +116,7 @@ def test_a_picture_is_turned_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = scene if undone is None else scene.transpose(undone)
-    data = encoded(stored, "PNG", exif=exif.tobytes())
+    data = encoded(stored, format, exif=exif.tobytes())
     picture = decode(data, (6, 12), "pair 7")
     assert torch.equal(pixels(picture.image_CHW), of(scene))
     assert picture.frame_4.tolist() == [6, 12, 0, 0]
