@@ -22,6 +22,7 @@ from alignkit.data import AlignData
 from alignkit.evaluation.compare import audiences, draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.module import AlignModule
+from alignkit.resuming import Onlooker
 from alignkit.types import Batch
 
 Value = TypeVar("Value")
@@ -144,6 +145,7 @@ class EMA(pl.Callback):
         self.decay = decay
         self._average = Average(decay)
         self._step = 0
+        self._swapped = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._average.weights:
@@ -160,10 +162,19 @@ class EMA(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)
+        self._swapped = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swapped = False
         if trainer.state.fn != "validate":  # there no training goes on, and the evaluation comes next
             self._swap(pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if self._swapped:  # in a validation: what is saved now must be the raw weights
+            self._swap(pl_module)
+            self._swapped = False
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)
@@ -190,7 +201,7 @@ class EMA(pl.Callback):
         self._step = state_dict["step"]
 
 
-class SampleGrid(pl.Callback):
+class SampleGrid(Onlooker):
     """Draws the same held-out prompts with the same seeds now and then, base above policy, into TensorBoard.
 
     Args:
@@ -257,7 +268,7 @@ class SampleGrid(pl.Callback):
         )[:, 0]
 
 
-class Throughput(pl.Callback):
+class Throughput(Onlooker):
     """Logs and shows pairs per second, over all devices, since the last line that was logged."""
 
     def __init__(self) -> None:

@@ -25,10 +25,10 @@ from alignkit.components import (
 )
 from alignkit.data import AlignData
 from alignkit.policy import BoundDenoiser, ReferenceDenoiser, has_adapters, own_reference
+from alignkit.resuming import Resuming
 from alignkit.rules import Combination
 from alignkit.types import Batch, Encoded, Key, Loss, Sample, Scored, Weights, mean_logs
 
-REFERENCE_KEY = "reference"
 FITTING = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -47,6 +47,9 @@ class AlignModule(pl.LightningModule):
         warmup_steps: optimizer steps over which the learning rate rises linearly to its full value.
         seed: seed of every draw.
         compile: how policy and reference are compiled; not at all without it.
+
+    Attributes:
+        resuming: what checkpoints hold to go on from; may be replaced until a run begins.
 
     Raises:
         ValueError: the parts do not go together: see ``alignkit.rules``.
@@ -76,7 +79,7 @@ class AlignModule(pl.LightningModule):
         self._snapshots = Snapshots(weighting.snapshots) if weighting and weighting.snapshots else None
         self._compiled = Compiled(compile)
         self._start_checked = False
-        self._reference_wanted: str | None = None
+        self.resuming = Resuming()
         rules.check(self._parts())
 
     def setup(self, stage: str) -> None:
@@ -110,7 +113,8 @@ class AlignModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         parts = (self.objective, self.sampler, self.weighting, self.conditioner)
         own = [callback for part in parts if isinstance(part, Component) for callback in part.callbacks()]
-        return own + ([self._snapshots] if self._snapshots else [])
+        # last: it compares the reference that those before it put in its place
+        return [*own, *([self._snapshots] if self._snapshots else []), self.resuming]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         key = Key(self.seed, batch.id_B, batch.visit_B)
@@ -135,32 +139,14 @@ class AlignModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what is trained, and who the reference is."""
+        """Keeps what is trained."""
         assert self.policy is not None
         frozen = {f"policy.{name}" for name, p in self.policy.named_parameters() if not p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-        if self.reference is not None:
-            checkpoint[REFERENCE_KEY] = self.reference.fingerprint()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts back what was not saved; who the reference must be is checked when the run starts."""
-        self._reference_wanted = checkpoint.get(REFERENCE_KEY)
+        """Puts back what was not saved."""
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
-
-    def on_fit_start(self) -> None:
-        """Refuses to go on against another reference.
-
-        Raises:
-            ValueError: the checkpoint was trained against another one.
-        """
-        wanted, self._reference_wanted = self._reference_wanted, None
-        if wanted and self.reference is not None and wanted != self.reference.fingerprint():
-            raise ValueError(
-                "the checkpoint was trained against another reference than the one that this config loads; "
-                "resume with the backbone and adapters that it was started with"
-            )
-
-    on_validation_start = on_fit_start
 
     def base_network(self) -> AbstractContextManager[nn.Module]:
         """What the policy started from, within a ``with`` block."""

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
-from alignkit import checkpoints, components, mistakes, rules
+from alignkit import checkpoints, components, mistakes, resuming, rules
 from alignkit.callbacks import Checkpoints, ProgressBar, SampleGrid, Throughput
 from alignkit.catalog import Catalog
 from alignkit.commandline import refusals
@@ -39,6 +39,7 @@ TOP_LEVEL = {
     "reference": components.Reference,
 }
 RUN_VARIABLE = "ALIGNKIT_RUN"
+ALLOW = "--allow-change"
 # what a checkpoint may be called in place of its path
 WORDS = ("best", "last", "hpc")
 _NUMBER = re.compile(r"\s*[-+]?\d+(\.\d*)?[eE][-+]?\d+\s*")
@@ -136,6 +137,16 @@ class CLI(LightningCLI):
             default=None,
             help="folder that the run writes to; runs/<config> without it",
         )
+        if self._command == "fit":
+            parser.add_argument(
+                ALLOW,
+                action="append",
+                type=str,
+                default=[],
+                metavar="KEY",
+                help="with --ckpt_path: a key that may differ from the run's so far, or what it is a part "
+                "of; also data and reference. Give it once for each. Checkpoints and summary.json tell of it",
+            )
         for name, base in TOP_LEVEL.items():
             required = name in ("objective", "sampler", "backbone")
             parser.add_subclass_arguments(base, name, required=required)
@@ -156,6 +167,8 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # sys.argv stays as it is: DDP's launcher runs it again
         self.config = parser.parse_args(args)
+        # it holds for this start: a config that is saved with it would allow the same ever after
+        self._allowed: list[str] = self.config[self._command].pop("allow_change", None) or []
 
     def _parse_ckpt_path(self) -> None:
         """Takes no settings from a checkpoint: what runs is what the config says."""
@@ -167,6 +180,7 @@ class CLI(LightningCLI):
             raise UsageError(f"trainer.accumulate_grad_batches must be at least 1, got {accumulated}")
         self._check_checkpoint(config.get("ckpt_path"))
         rules.check(declared(config.as_dict()))
+        self._check_changes(config)
 
     def _check_checkpoint(self, path: str | None) -> None:
         """Refuses a checkpoint that is not there.
@@ -182,9 +196,25 @@ class CLI(LightningCLI):
             with refusals():
                 checkpoints.check_present(Path(path), "--ckpt_path")
 
+    def _check_changes(self, config: Namespace) -> None:
+        """Refuses a checkpoint of another config before anything is loaded; what it holds is read again then.
+
+        Raises:
+            UsageError: a key differs, and is not allowed to.
+        """
+        path = config.get("ckpt_path")
+        if path == "last":
+            path = Path(run_folder(config, self._command), checkpoints.LAST)
+        if self._command == "fit" and path and (before := checkpoints.told(Path(path), "config")) is not None:
+            changes = resuming.differences(before, resuming.counted(config.as_dict()))
+            with refusals():
+                resuming.refuse(list(changes), self._allowed, str(path))
+
     def instantiate_classes(self) -> None:
         if not self._only_read:
             super().instantiate_classes()
+            config = self.config[self._command].as_dict()
+            self.model.resuming = resuming.Resuming(config, self._allowed)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self._only_read:

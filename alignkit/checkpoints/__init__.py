@@ -1,6 +1,6 @@
 """Checkpoints: files that verify themselves, without pickle, and folders of them."""
 
-from alignkit.checkpoints.file import UnsavedError, read, write
+from alignkit.checkpoints.file import UnsavedError, read, told, write
 from alignkit.checkpoints.folder import (
     FOLDER,
     LAST,
@@ -30,5 +30,6 @@ __all__ = [
     "read",
     "saved",
     "tidy",
+    "told",
     "write",
 ]

@@ -86,11 +86,17 @@ def read(path: Path) -> dict[str, Any]:
 
 def step(path: Path) -> int:
     """After how many optimizer steps a file says it was saved, unverified; -1 if it says nothing."""
+    found = told(path, "global_step")
+    return found if isinstance(found, int) else -1
+
+
+def told(path: Path, name: str) -> Any:
+    """What a file says under a name, unverified and without tensors; None if it says nothing."""
     try:
         with safe_open(path, "pt") as file:
-            return int(dict(_tree(file)["dict"])["global_step"])
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError):
-        return -1
+            return put_together(dict(_tree(file)["dict"])[name], lambda name: None)
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _tree(file: Any) -> Any:

@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 class ResumableLoader(DataLoader[Any]):
     """Shuffled batches, split over ranks; its place in the epoch travels in Lightning's checkpoint.
 
-    Step s of an epoch covers the same records whatever the number of ranks and accumulation steps, as long as
-    their product with the batch size is the same. The dataset is asked for ``(index, visit)``.
+    Step s of an epoch covers the same records whatever the number of ranks and accumulated batches, as long
+    as their product with the batch size is the same: the last few, too few for a step, are left out for the
+    epoch, unless there is no full step at all. The dataset is asked for ``(index, visit)``.
 
     Records of several groups never meet: those that all ranks load at a time are of one group. A group's last
     few, too few for that, are left out for the epoch, and then the product above must not be made of other
-    accumulation steps.
+    numbers of accumulated batches.
 
     Args:
         dataset: what is loaded.
@@ -25,6 +26,7 @@ class ResumableLoader(DataLoader[Any]):
         rank: number of this process.
         world_size: number of processes.
         groups: the group of each record, from 0; records below 0 are never loaded. All are of one without it.
+        accumulated: batches per optimizer step.
         **options: further arguments of ``DataLoader``.
     """
 
@@ -37,6 +39,7 @@ class ResumableLoader(DataLoader[Any]):
         rank: int,
         world_size: int,
         groups: Tensor | None = None,
+        accumulated: int = 1,
         **options: Any,
     ) -> None:
         self._place = (-1, 0)
@@ -44,12 +47,13 @@ class ResumableLoader(DataLoader[Any]):
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._order, self._epoch = torch.empty(0, dtype=torch.int64), 0
         self._groups, self._count = groups, len(dataset)  # type: ignore[arg-type]
-        together = batch_size * world_size
-        batches = self._count // together if groups is None else num_batches(groups, together)
+        self._together = batch_size * world_size
+        batches = self._count // self._together if groups is None else num_batches(groups, self._together)
+        self._batches = batches // accumulated * accumulated or batches
         super().__init__(
             dataset,
             batch_size=batch_size,
-            sampler=_Order(self, batches * batch_size),
+            sampler=_Order(self, self._batches * batch_size),
             drop_last=True,
             **options,
         )
@@ -58,28 +62,45 @@ class ResumableLoader(DataLoader[Any]):
         # The first call after load_state_dict gives what was left of that epoch, maybe nothing, and any later
         # call a new epoch: this is what Lightning's two ways to restart need, and why nothing here may be
         # lazy.
-        epoch, consumed = (self._place[0] + 1, 0) if self._resumed is None else self._resumed
-        self._resumed, self._place = None, (epoch, consumed)
+        epoch, taken = (self._place[0] + 1, 0) if self._resumed is None else self._resumed
+        self._resumed, self._place = None, (epoch, taken)
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         shuffled = torch.randperm(self._count, generator=generator)
-        groups, together = self._groups, (self.batch_size or 1) * self._world_size
+        groups, together = self._groups, self._together
         batches = in_rows(shuffled, together) if groups is None else batched(shuffled, groups, together)
-        self._order, self._epoch = batches[consumed:, self._rank :: self._world_size].flatten(), epoch
-        return self._counted(super().__iter__(), epoch, consumed)
+        left = batches[taken // together : self._batches, self._rank :: self._world_size]
+        self._order, self._epoch = left.flatten(), epoch
+        return self._counted(super().__iter__(), epoch, taken)
 
-    def _counted(self, batches: Iterator[Any], epoch: int, consumed: int) -> Iterator[Any]:
+    def _counted(self, batches: Iterator[Any], epoch: int, taken: int) -> Iterator[Any]:
         for batch in batches:
-            consumed += 1
-            self._place = (epoch, consumed)
+            taken += self._together
+            self._place = (epoch, taken)
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where it is: the epoch, and the batches taken from it."""
-        return {"epoch": self._place[0], "consumed": self._place[1]}
+        """Where it is: the epoch, the records that all ranks took of it, and how many they take at a time."""
+        return {"epoch": self._place[0], "records": self._place[1], "together": self._together}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes to a place that ``state_dict`` gave."""
-        self._resumed = self._place = (state["epoch"], state["consumed"])
+        """Goes to a place that ``state_dict`` gave, of any number of ranks and any batch size that reach it.
+
+        Raises:
+            ValueError: these do not, or records of several groups would come in another order.
+        """
+        taken, together = state["records"], self._together
+        if taken % together:
+            raise ValueError(
+                f"data.batch_size: the checkpoint is {taken} pairs into an epoch, no multiple of the "
+                f"{together} that all devices read at a time; choose batch_size and devices so that it is"
+            )
+        if taken and self._groups is not None and state["together"] != together:
+            raise ValueError(
+                "data.batch_size: with bucket_step, pairs come in another order where all devices read "
+                f"{together} at a time, and not {state['together']} as before the checkpoint; keep "
+                "batch_size x devices"
+            )
+        self._resumed = self._place = (state["epoch"], taken)
 
 
 class _Order(Sampler[tuple[int, int]]):

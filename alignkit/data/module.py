@@ -1,17 +1,20 @@
 """The one LightningDataModule. Shape suffixes: K candidates of a prompt, best first; B prompts; C H W."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from alignkit.components import PairSource
 from alignkit.data.buckets import bucket_sizes, check_step, sort_into
 from alignkit.data.cache.store import Cache, CachedPairs, StoredBatch, as_it_is
+from alignkit.data.cache.table import source_hash
 from alignkit.data.dataset import CENTRED, PairDataset, check_reads, collate
 from alignkit.data.framing import Framing
 from alignkit.data.loader import ResumableLoader
@@ -90,6 +93,7 @@ class AlignData(pl.LightningDataModule):
         self.batch_size, self.resolution, self.ties = batch_size, resolution, ties
         self.num_workers, self.seed, self.cache = num_workers, seed, cache
         self.reads, self.validation_reads = reads, validation_reads
+        self._identity: Mapping[str, str | int] = {}
 
     def setup(self, stage: str) -> None:
         """Decides on the ties of the training pairs.
@@ -126,6 +130,7 @@ class AlignData(pl.LightningDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             num_workers=self.num_workers,
             groups=buckets and buckets.place_R,
+            accumulated=self.trainer.accumulate_grad_batches if self.trainer else 1,
             collate_fn=self._collate,
             persistent_workers=self.num_workers > 0,
         )
@@ -173,6 +178,19 @@ class AlignData(pl.LightningDataModule):
         return (
             {} if pairs is None else {"pairs": len(pairs), "ties": pairs.num_ties, "ties_policy": self.ties}
         )
+
+    def identity(self) -> Mapping[str, str | int]:
+        """Which pairs are trained on, by what can be told without their pictures; empty before ``setup``."""
+        if not hasattr(self, "_train"):
+            return {}
+        self._identity = self._identity or {
+            "pairs": len(self.train),
+            "ids_and_prompts": source_hash(self.train),
+            "labels": hashlib.sha256(np.asarray(self.train.labels(), np.float64).tobytes()).hexdigest(),
+            "users": hashlib.sha256("\n".join(self.train.users()).encode()).hexdigest(),
+            **({} if self.opened_cache is None else {"cache_identity": self.opened_cache.identity}),
+        }
+        return self._identity
 
     def _dataset(
         self, split: str, ordering: Ordering, framing: Framing = CENTRED

@@ -110,6 +110,8 @@ class Evaluation(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, AlignData) and data.facts():
             summary["data"] = data.facts()
+        if module.resuming.changes:
+            summary["changes"] = module.resuming.changes
         prompts = self._prompts(data)
         if prompts:
             summary |= self._compared(module, prompts, folder)

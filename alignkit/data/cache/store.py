@@ -46,7 +46,7 @@ class Cache:
                 f"data.cache: {str(folder)!r} holds no cache (it has no {manifest.FILE}); make it with "
                 "alignkit cache --config CONFIG"
             )
-        self.origin = found.origin
+        self.origin, self.identity = found.origin, found.identity
         if told := manifest.differences(found.origin, found.origin._replace(version=manifest.VERSION)):
             raise ValueError(
                 f"data.cache: {str(folder)!r}: {told[0]}; make it anew with alignkit cache in another folder"
