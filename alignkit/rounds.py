@@ -57,7 +57,7 @@ class Rounds(pl.Callback):
         self.lr_factors, self.betas = tuple(lr_factors), tuple(betas)
         self.round = 0
         self.rollouts: Rollouts | None = None
-        self._steps = 0
+        self._steps = self._saved_steps = 0
         self._folder = self._saved_folder = Path()
         self._opponent, self._is_restored = "", True
 
@@ -98,11 +98,11 @@ class Rounds(pl.Callback):
         Raises:
             ValueError: the checkpoint's run was divided otherwise.
         """
-        if not self.round * self._steps <= trainer.global_step <= (self.round + 1) * self._steps:
+        if self._saved_steps not in (0, self._steps):
             raise ValueError(
-                f"{self.owner}: the checkpoint is at step {trainer.global_step}, in round {self.round + 1}; "
-                f"with rounds = {self.rounds} and trainer.max_steps = {trainer.max_steps} it would be in "
-                "another: resume with the numbers that the run was started with"
+                f"{self.owner}: the checkpoint's rounds have {self._saved_steps} steps, but rounds = "
+                f"{self.rounds} and trainer.max_steps = {trainer.max_steps} make {self._steps} of each; "
+                "change both, so that they stay as long"
             )
         if trainer.ckpt_path is None:
             self._save(trainer, self.round)
@@ -135,10 +135,16 @@ class Rounds(pl.Callback):
             self._save(trainer, self.round + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"round": self.round, "opponent": self._opponent, "folder": str(self._folder)}
+        return {
+            "round": self.round,
+            "steps": self._steps,
+            "opponent": self._opponent,
+            "folder": str(self._folder),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.round, self._opponent = state_dict["round"], state_dict["opponent"]
+        self._saved_steps = state_dict["steps"]
         self._saved_folder, self._is_restored = Path(state_dict["folder"]), False
 
     def _reference(self, module: AlignModule) -> Reference:

@@ -76,7 +76,7 @@ def taken_apart(value: Any, reserved: str) -> tuple[Any, dict[str, Tensor]]:
     return apart(value, ()), tensors
 
 
-def put_together(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
+def put_together(tree: Any, tensor: Callable[[str], Tensor | None]) -> Any:
     """The value that ``taken_apart`` was given.
 
     Args:

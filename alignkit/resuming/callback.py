@@ -15,6 +15,7 @@ from alignkit.resuming.place import Split, place_of, put_loops, read_place, writ
 
 CONFIG, DATA, REFERENCE, PLACE = "config", "data", "reference", "place"
 GRADIENTS, CHANGES = "gradients", "changes"
+OPTIMIZER = "optimizer"
 # keys of a config, by what they divide a step into
 DIVIDED = {
     "batch_size": "data.batch_size",
@@ -46,6 +47,7 @@ class Resuming(pl.Callback):
         self._found: list[Change] = []
         self._gradients: dict[str, Tensor] = {}
         self._reference: str | None = None
+        self._checkpoint: dict[str, Any] = {}
         self._is_resumed = False
 
     def on_save_checkpoint(
@@ -92,6 +94,8 @@ class Resuming(pl.Callback):
             found += differences(checkpoint[DATA], dict(data.identity()), "data")
             found += _divided(place.split, split, in_order=data.bucket_step is not None)
         self._accept(trainer, found)
+        if any(change.key.startswith(OPTIMIZER) for change in found):
+            self._checkpoint = checkpoint
         if unknown:
             rank_zero_warn(f"{trainer.ckpt_path} holds no config: whether it changed is not checked")
         if isinstance(data, AlignData):
@@ -104,13 +108,28 @@ class Resuming(pl.Callback):
                 exactly=bool(self._gradients),
             )
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compares the reference, says what was allowed to change, and puts accumulated gradients back.
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compares the reference; an optimizer whose settings may change keeps them when its state comes.
 
         Raises:
             ValueError: the checkpoint was trained against another reference.
         """
+        # here, as an error within training would be saved over the checkpoint
         self._check_reference(trainer, pl_module)
+        checkpoint, self._checkpoint = self._checkpoint, {}
+        for state, optimizer in zip(checkpoint.get("optimizer_states", ()), trainer.optimizers, strict=False):
+            for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+                factor = group["lr"] / group["initial_lr"]
+                group |= {name: value for name, value in own.items() if name != "params"}
+                group["lr"] = own["initial_lr"] * factor
+        for state, config in zip(
+            checkpoint.get("lr_schedulers", ()), trainer.lr_scheduler_configs, strict=False
+        ):
+            state["base_lrs"] = config.scheduler.state_dict()["base_lrs"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says what was allowed to change, and puts accumulated gradients back."""
+        self._check_reference(trainer, pl_module)  # of a strategy that loads after ``on_fit_start``
         if self._found:
             self.changes += [
                 {"step": trainer.global_step, "key": it.key, "from": it.before, "to": it.now}

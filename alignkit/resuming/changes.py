@@ -1,13 +1,14 @@
 """In what two runs differ that should be the same: configs, data, reference."""
 
 import pydoc
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch import callbacks
 
-from alignkit.mistakes import listed, shown
+from alignkit.mistakes import shown
 
 # keys that do not alter what is trained, or are compared by what comes of them: batch_size, devices and
 # accumulate_grad_batches by what they make of the pairs of a step
@@ -62,7 +63,8 @@ FREE = (
     "data.seed",
 )
 CALLBACKS = "callbacks"
-LISTED = 8
+# of a message
+LINES, WIDTH = 3, 280
 LENGTH = 12  # of a hash, in messages
 
 
@@ -158,13 +160,16 @@ def refuse(changes: Sequence[Change], allowed: Collection[str], checkpoint: str)
     left = [change for change in changes if not change.is_allowed(allowed)]
     if not left:
         return
-    lines = [f"  {change}" for change in left[:LISTED]]
-    if len(left) > LISTED:
-        lines.append(f"  and {len(left) - LISTED} more: {listed([change.key for change in left[LISTED:]])}")
-    keys = " ".join(f"--allow-change {change.key}" for change in left[:LISTED])
+    lines = [f"  {change}" for change in left]
+    if len(lines) > LINES:
+        told = "; ".join(map(str, left))
+        lines = textwrap.wrap(
+            told, WIDTH, initial_indent="  ", subsequent_indent="  ", max_lines=LINES, placeholder=" ..."
+        )
+    keys = " ".join(f"--allow-change {change.key}" for change in left)
     raise ValueError(
         "\n".join([f"{checkpoint} is of a run that differs from this one:", *lines])
-        + f"\nResume with what it was started with; or, if it shall go on as another: {keys}"
+        + f"\nResume with what it was started with; or, to go on as another: {keys}"
     )
 
 

@@ -198,7 +198,7 @@ def test_resumed_run_is_bit_equal(alignkit: Run, config: str, tmp_path: Path) ->
     assert code == 0, err
     for file in (FILE, WEIGHTS):
         assert_same(tmp_path / "straight" / file, tmp_path / "resumed" / file)
-    other = ("--run", "other", "--conditioner.seed", "1")
+    other = ("--run", "other", "--conditioner.seed", "1", "--allow-change", "conditioner.seed")
     code, _, err = alignkit("fit", "--config", config, *SHORT, *ema, *resume, *other)
     assert code == 2
     assert "the checkpoint was trained with other embeddings of users" in err

@@ -24,6 +24,7 @@ from alignkit import Batch
 from alignkit.checkpoints import read, write
 from alignkit.cli import main
 from alignkit.module import AlignModule
+from alignkit.resuming import Onlooker
 from alignkit_emoji.pictures import FOLDER
 from alignkit_spin_diffusion.sampler import SelfPlay
 
@@ -60,7 +61,7 @@ trainer:
 """
 
 
-class Killed(pl.Callback):
+class Killed(Onlooker):
     """Ends the process as a machine that fails: after a step, or when a file is about to get its name."""
 
     def __init__(self, step: int = -1, file: str = "") -> None:
@@ -168,7 +169,7 @@ class Seen(NamedTuple):
     read: int
 
 
-class Watch(pl.Callback):
+class Watch(Onlooker):
     """Notes what a run is like, where a test can read it."""
 
     seen: ClassVar[list[Seen]] = []
@@ -430,8 +431,13 @@ def forget(checkpoint: Path) -> None:
             (),
             "is not the opponent that the checkpoint was trained against",
         ),
-        (lambda run: None, ("--trainer.max_steps", "24"), "the checkpoint is at step 6, in round 2"),
-        (lambda run: None, ("--sampler.rounds", "1"), "the checkpoint is in round 2, but rounds = 1"),
+        (lambda run: None, ("--trainer.max_steps", "24"), "the checkpoint's rounds have 4 steps"),
+        (lambda run: None, ("--sampler.rounds", "1"), "sampler.rounds: 3 -> 1"),
+        (
+            lambda run: None,
+            ("--sampler.rounds", "1", "--allow-change", "sampler.rounds"),
+            "the checkpoint is in round 2, but rounds = 1",
+        ),
     ],
 )
 def test_checkpoint_whose_opponent_cannot_be_restored_is_refused(
@@ -456,6 +462,7 @@ def test_losers_of_another_generator_are_replaced_and_said_so(
     """A run that goes on from round 2 with another learning rate has another opponent in round 3."""
     shutil.copytree(straight, tmp_path / "other")
     last = ("--run", "other", "--ckpt_path", "other/checkpoints/round-1.ckpt", "--optimizer.lr", "3e-4")
+    last += ("--allow-change", "optimizer.lr")
     with pytest.warns(
         UserWarning, match=r"rounds/2/part-00000.safetensors is of another generator.* 5 others"
     ):

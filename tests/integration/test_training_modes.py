@@ -156,6 +156,7 @@ def test_a_compiled_run_leaves_what_an_uncompiled_one_does(
     assert one["callbacks"]["EMA"]["average"].keys() == other["callbacks"]["EMA"]["average"].keys()
     # and each goes on from the other's checkpoint
     last = ("--ckpt_path", "compiled/checkpoints/last.ckpt", "--trainer.max_steps", "6")
+    last += ("--allow-change", "model.compile")
     fit(alignkit, "--config", config, "--run", "compiled", *LORA, EMA, *last)
 
 
