@@ -80,25 +80,29 @@ class Snapshots(pl.Callback):
         return [Averaged(policy, average) for average in self.averages]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._follow(trainer, pl_module)  # a checkpoint may be saved after a step and before its averages
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._follow(trainer, pl_module)
+
+    def _follow(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
-        policy = pl_module.policy
+        policy = module.policy
         assert isinstance(policy, nn.Module)
         for average in self.averages:
             average.update(trainable(policy))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"averages": [average.state_dict() for average in self.averages]}
+        return {"averages": [average.state_dict() for average in self.averages], "step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for average, state in zip(self.averages, state_dict["averages"], strict=True):
             average.load_state_dict(state)
+        self._step = state_dict["step"]
 
 
 def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:

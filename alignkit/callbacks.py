@@ -152,13 +152,13 @@ class EMA(pl.Callback):
             self._average.start(trainable(_policy(pl_module)))
             self._step = trainer.global_step
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._follow(trainer, pl_module)  # a checkpoint may be saved after a step and before its average
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._step:  # gradients are being accumulated
-            return
-        self._step = trainer.global_step
-        self._average.update(trainable(_policy(pl_module)))
+        self._follow(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)
@@ -169,14 +169,17 @@ class EMA(pl.Callback):
         if trainer.state.fn != "validate":  # there no training goes on, and the evaluation comes next
             self._swap(pl_module)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._swapped:  # in a validation: what is saved now must be the raw weights
-            self._swap(pl_module)
-            self._swapped = False
+        if self._swapped:  # within a validation
+            saved, weights = checkpoint["callbacks"], checkpoint["state_dict"]
+            state, raw = saved[self.state_key], self._average.weights
+            saved[self.state_key] = {**state, "average": {name: weights[f"policy.{name}"] for name in raw}}
+            weights |= {f"policy.{name}": weight for name, weight in raw.items()}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._follow(trainer, pl_module)
         self._swap(pl_module)
         self._average = Average(self.decay)  # from here on the policy is its average
 
@@ -184,6 +187,12 @@ class EMA(pl.Callback):
         """Leaves the policy as its average, and begins a new one there."""
         self._swap(module)
         self._average.start(trainable(_policy(module)))
+
+    def _follow(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
+        self._average.update(trainable(_policy(module)))
 
     @torch.no_grad()
     def _swap(self, module: pl.LightningModule) -> None:

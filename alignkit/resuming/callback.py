@@ -92,7 +92,8 @@ class Resuming(pl.Callback):
                 )
             place, split = read_place(checkpoint[PLACE]), _split(trainer, data)
             found += differences(checkpoint[DATA], dict(data.identity()), "data")
-            found += _divided(place.split, split, in_order=data.bucket_step is not None)
+            in_batches = data.bucket_step is not None or trainer.limit_train_batches != 1.0
+            found += _divided(place.split, split, in_batches=in_batches)
         self._accept(trainer, found)
         if any(change.key.startswith(OPTIMIZER) for change in found):
             self._checkpoint = checkpoint
@@ -169,10 +170,9 @@ class Resuming(pl.Callback):
             self._accept(trainer, list(differences(wanted, reference.fingerprint(), REFERENCE)))
 
 
-def _divided(before: Split, now: Split, *, in_order: bool) -> list[Change]:
-    """What makes the pairs of a step others; where their order depends on it, also of a batch."""
-    same = before.together == now.together if in_order else True
-    if before.step == now.step and same:
+def _divided(before: Split, now: Split, *, in_batches: bool) -> list[Change]:
+    """What makes the pairs of a step others, or those of a batch, if an epoch is made of batches."""
+    if before.step == now.step and (before.together == now.together or not in_batches):
         return []
     return [
         Change(key, getattr(before, name), getattr(now, name))

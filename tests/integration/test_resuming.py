@@ -1,14 +1,22 @@
 """Going on through the command line: what a run may change, what it may not, and who hears of it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import torch
 import yaml
 
+from alignkit import Batch
 from alignkit.checkpoints import read, write
+from alignkit.resuming import Onlooker
 from alignkit.testing import ToyBackbone, ToyPairs
 
 Run = Callable[..., tuple[int, str, str]]
@@ -196,6 +204,60 @@ def test_a_checkpoint_without_a_config_is_taken_with_a_warning(resume: Resume) -
     code, err = resume("--trainer.max_steps", "7", ckpt_path="scripted.ckpt")
     assert code == 2
     assert "does not say which pairs it was trained on" in err
+
+
+class Stopped(Onlooker):
+    """Writes down which pairs each process trains on, saves after some batches, and may stop there."""
+
+    def __init__(self, after: int = 0) -> None:
+        super().__init__()
+        self.after, self.seen = after, list[tuple[int, int, int]]()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        number = trainer.fit_loop.total_batch_idx + 1
+        self.seen += [(number, *it) for it in zip(batch.id_B.tolist(), batch.visit_B.tolist(), strict=True)]
+        if number == self.after:
+            trainer.save_checkpoint(f"stopped-{trainer.world_size}.ckpt")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        name = f"{Path(trainer.default_root_dir).name}-{trainer.global_rank}.json"
+        Path(name).write_text(json.dumps(self.seen))
+
+
+@pytest.mark.slow
+def test_one_process_and_two_go_on_with_the_same_pairs(tmp_path: Path) -> None:
+    """Stopped in mid-accumulation with 8 pairs in one process, or 4 in each of two; then the other way."""
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    roots = os.pathsep.join(str(Path(__file__).parents[2] / root) for root in (".", "plugins"))
+    environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
+    paths = os.pathsep.join([roots, environment.get("PYTHONPATH", "")])
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+
+    def fit(run: str, *options: str) -> None:
+        command = [sys.executable, "-m", "alignkit.cli", "fit", "--config=toy.yaml", f"--run={run}"]
+        command += ["--trainer.accumulate_grad_batches=3", "--data.num_workers=0"]
+        command += ["--trainer.callbacks+=tests.integration.test_resuming.Stopped"]
+        done = subprocess.run(
+            [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+
+    def seen(run: str) -> list[list[int]]:
+        return sorted(it for path in tmp_path.glob(f"{run}-*.json") for it in json.loads(path.read_text()))
+
+    two = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
+    fit("one", "--trainer.callbacks.after=8")
+    fit("two", "--trainer.callbacks.after=8", *two)
+    whole = seen("one")
+    assert whole == seen("two")
+    fit("first", "--ckpt_path=stopped-1.ckpt", *two)
+    fit("second", "--ckpt_path=stopped-2.ckpt", *two)
+    # eight batches are two steps and two thirds: the third is begun anew
+    assert seen("first") == seen("second") == [it for it in whole if it[0] > 6]
+    final = [read(tmp_path / run / "checkpoints/last.ckpt")["state_dict"] for run in ("two", "second")]
+    assert all(torch.equal(weight, final[1][name]) for name, weight in final[0].items())
 
 
 def test_help_explains_how_to_allow_a_change(alignkit: Run) -> None:

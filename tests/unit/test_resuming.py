@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from alignkit import Batch, PairRecord, PairSource, Sampler
+from alignkit import Batch, PairRecord, PairSource, Sampler, Weighting
 from alignkit.callbacks import EMA
 from alignkit.checkpoints import CheckpointFiles
 from alignkit.data import AlignData
 from alignkit.module import AlignModule
+from alignkit.resuming import Change, Resuming, counted, differences, refuse
 from alignkit.testing import ToyBackbone, ToyPairs
 from alignkit.training import quiet_libraries
+from alignkit_adaptive_dpo.weighting import MinorityAware
 from alignkit_diffusion_dpo.objective import DiffusionDPO
 from alignkit_spin_diffusion.sampler import SelfPlay
 from alignkit_standard.sampler import SharedNoise
@@ -115,6 +117,9 @@ class Run(NamedTuple):
         for number, values in self.trainer.optimizers[0].state_dict()["state"].items():
             found |= {f"optimizer {number} {name}": value for name, value in values.items()}
         found |= {f"average {name}": value for name, value in self.kept.items()}
+        snapshots = self.module._snapshots
+        for number, average in enumerate(snapshots.averages if snapshots else ()):
+            found |= {f"snapshot {number} {name}": value for name, value in average.weights.items()}
         return found
 
     @property
@@ -131,15 +136,22 @@ def run(
     log: Log | None = None,
     source: type[PairSource] = ToyPairs,
     sampler: Callable[[], Sampler] = SharedNoise,
+    weighting: Callable[[], Weighting] | None = None,
+    allowed: Sequence[str] = (),
     data: dict[str, Any] | None = None,
     **options: Any,
 ) -> Run:
     log, ema = log or Log(), EMA(0.9)
-    ema.on_fit_end = lambda *_: None  # type: ignore[method-assign] # leaves the raw weights, and the average
+    ema.on_fit_end = ema.on_train_start  # type: ignore[method-assign] # keeps raw weights and average
     torch.manual_seed(1 if ckpt_path is None else 2)
     module = AlignModule(
-        DiffusionDPO(beta=200.0), sampler(), Noisy(), lambda weights: torch.optim.AdamW(weights, 1e-2)
+        DiffusionDPO(beta=200.0),
+        sampler(),
+        Noisy(),
+        lambda weights: torch.optim.AdamW(weights, 1e-2),
+        weighting() if weighting else None,
     )
+    module.resuming = Resuming(allowed=allowed)
     module.objective.initial_loss = lambda: None  # type: ignore[method-assign] # noise: no equal start
     pairs = AlignData(
         source(PAIRS),  # type: ignore[call-arg]
@@ -156,7 +168,7 @@ def run(
         enable_checkpointing=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        callbacks=[ema, log],
+        callbacks=[log, ema],  # what it saves is saved before the average follows
         plugins=[CheckpointFiles()],
         accumulate_grad_batches=accumulated,
         **{"max_steps": steps, "val_check_interval": 2, "check_val_every_n_epoch": None, **options},
@@ -184,7 +196,7 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("accumulated", "steps", "options"),
     [
         (3, 5, {}),
-        (1, 9, {}),
+        (1, 9, {"weighting": MinorityAware}),
         (2, 3, {"data": {"num_workers": 1}}),
         (2, 4, {"batch_size": 8, "data": {"num_workers": 2}, "max_steps": -1, "max_epochs": 2}),
         (3, 3, {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "max_steps": -1, "max_epochs": 2}),
@@ -207,6 +219,8 @@ def test_goes_on_after_any_batch(accumulated: int, steps: int, options: dict[str
     assert batches > 1
     for stop in range(1, batches + 1):
         resumed = run(f"{stop}.ckpt", **options)
+        if stop == batches and resumed.module._snapshots:  # nobody asks for them any more
+            resumed.module._snapshots.on_train_start(resumed.trainer, resumed.module)
         assert_same(straight, resumed)
         assert resumed.log.seen == straight.log.seen[stop:]
         assert resumed.log.counted == straight.log.counted[stop:]
@@ -260,3 +274,56 @@ def test_another_split_goes_on_with_the_same_pairs() -> None:
 
 def pairs_of(made: Run) -> list[tuple[int, int]]:
     return list(chain.from_iterable(made.log.seen))
+
+
+def test_pairs_of_several_shapes_are_not_split_otherwise() -> None:
+    """Batches of one shape come in another order, be there as many pairs in a step or not."""
+    shapes: dict[str, Any] = {"source": Shapes, "data": {"bucket_step": 8}, "steps": 3}
+    run(accumulated=2, log=Log(save=True), **shapes)
+    with pytest.raises(ValueError, match=r"data\.batch_size: 4 -> 2\n.*accumulate_grad_batches: 2 -> 4"):
+        run("2.ckpt", batch_size=2, accumulated=4, **shapes)
+    allowed = ("data.batch_size", "trainer.accumulate_grad_batches")
+    with pytest.raises(ValueError, match=r"with bucket_step, pairs come in another order where all devices"):
+        run("2.ckpt", batch_size=2, accumulated=4, allowed=allowed, **shapes)
+
+
+def test_other_numbers_of_pairs_in_a_step_begin_at_an_edge_of_both() -> None:
+    """12 pairs a step; with 8, only the second edge is one of theirs, and the ends of epochs."""
+    run(log=Log(save=True))
+    with pytest.raises(ValueError, match=r"trainer\.accumulate_grad_batches: 3 -> 2\n"):
+        run("3.ckpt", accumulated=2)
+    allowed = ("trainer.accumulate_grad_batches",)
+    with pytest.raises(ValueError, match="the checkpoint is 12 pairs into an epoch, no multiple of the 8"):
+        run("4.ckpt", accumulated=2, allowed=allowed)
+    resumed = run("8.ckpt", accumulated=2, allowed=allowed)
+    assert resumed.trainer.global_step == 5
+    assert [change["from"] for change in resumed.module.resuming.changes] == [3]
+
+
+def test_only_callbacks_that_may_train_otherwise_count() -> None:
+    ema = {"class_path": "alignkit.callbacks.EMA", "init_args": {"decay": 0.9}}
+    names = ("lightning.pytorch.callbacks.LearningRateMonitor", "alignkit.callbacks.SampleGrid")
+    config = {"trainer": {"callbacks": [ema, *({"class_path": name} for name in names), ema], "devices": 2}}
+    assert counted(config) == {"trainer": {"callbacks": {"EMA": ema, "EMA-2": ema}}}
+    assert counted({"trainer": {"callbacks": "alignkit.callbacks.Throughput"}}) == {
+        "trainer": {"callbacks": {}}
+    }
+
+
+def test_parts_of_a_key_are_allowed_with_it_and_no_other_key() -> None:
+    change = Change("data.train.path", "a", "b")
+    assert all(change.is_allowed([key]) for key in ("data", "data.train", "data.train.path"))
+    assert not any(change.is_allowed([key]) for key in ("data.tr", "train", "data.train.path.x", "dat"))
+
+
+def test_many_differences_are_told_in_few_lines() -> None:
+    before, now = {"data": {str(n): n for n in range(99)}}, {"data": {str(n): -n for n in range(99)}}
+    changes = list(differences(before, now))
+    assert changes[0] == Change("data.1", 1, -1)
+    with pytest.raises(
+        ValueError, match=r"^x.ckpt is of a run that differs from this one:\n  data.1: 1 -> -1; data"
+    ) as told:
+        refuse(changes, (), "x.ckpt")
+    assert len(str(told.value).splitlines()) == 5
+    with pytest.raises(ValueError, match=r"  reference: 0123456789ab -> none\n"):
+        refuse([Change("reference", "0123456789abcdef" * 4, None)], ("data",), "x.ckpt")
