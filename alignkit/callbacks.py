@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from alignkit.evaluation.compare import audiences, draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.module import AlignModule
 from alignkit.resuming import Onlooker
+from alignkit.signals import cut_short, is_told
 from alignkit.types import Batch
 
 Value = TypeVar("Value")
@@ -50,6 +52,7 @@ class Checkpoints(ModelCheckpoint):
             raise ValueError(f"Checkpoints: keep must be at least 1, got {keep}")
         self.keep = keep
         self._recent: list[str] = []
+        self._saved_batches: int | None = None
 
     @staticmethod
     def check(trainer: pl.Trainer) -> None:
@@ -76,15 +79,18 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = trainer.global_step  # nothing new to save before the first step
+        # nothing new to save before the first step
+        self._last_global_step_saved, self._saved_batches = trainer.global_step, _batches(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        if isinstance(exception, UnsavedError):  # nor can it be now
+        if isinstance(exception, UnsavedError) or not self._has_news(trainer):  # nor can it be now
             return
+        candidates = self._monitor_candidates(trainer)
         try:
-            super().on_exception(trainer, pl_module, exception)
+            self._save_checkpoint(trainer, self.format_checkpoint_name(candidates))
+            self._save_last_checkpoint(trainer, candidates)
         except UnsavedError as error:  # what it happened to is what the user must hear of
             rank_zero_warn(str(error))
 
@@ -106,6 +112,12 @@ class Checkpoints(ModelCheckpoint):
         # before it is saved, so that it knows of itself
         self._recent = [*(path for path in self._recent if path != filepath), filepath]
         super()._save_checkpoint(trainer, filepath)
+        self._saved_batches = _batches(trainer)
+
+    def _has_news(self, trainer: pl.Trainer) -> bool:
+        """Whether it has trained, be it a micro-step, since it was saved; what trained no more is saved."""
+        began = self._saved_batches is not None and trainer.state.fn == TrainerFn.FITTING
+        return began and not trainer.fast_dev_run and self._saved_batches != _batches(trainer)
 
     def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         super()._save_last_checkpoint(trainer, monitor_candidates)
@@ -245,12 +257,12 @@ class SampleGrid(Onlooker):
         if not due or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
             return
         assert isinstance(pl_module, AlignModule)
-        policy = _policy(pl_module)
         assert isinstance(data, AlignData)
         self._drawn_at = trainer.global_step
         prompts = data.held_out_prompts()[: self.num_prompts]
         if not prompts:
             return
+        policy = _policy(pl_module)
         if self._base is None:
             with pl_module.base_network() as base:
                 self._base = self._drawn(pl_module, base, prompts, None)
@@ -258,23 +270,31 @@ class SampleGrid(Onlooker):
         with evaluating(policy):
             for name, tokens_ULD in audiences(pl_module, "policy").items():
                 rows[name] = self._drawn(pl_module, policy, prompts, tokens_ULD)
-        sheet = contact_sheet([to_pictures(row) for row in rows.values()], list(rows), prompts)
+        pictures = [to_pictures(row) for row in rows.values() if row is not None]
+        if len(pictures) < len(rows):
+            return
+        sheet = contact_sheet(pictures, list(rows), prompts)
         logger.experiment.add_image("samples", np.asarray(sheet), trainer.global_step, dataformats="HWC")
 
     def _drawn(
         self, module: AlignModule, network: torch.nn.Module, prompts: list[str], tokens_ULD: Tensor | None
-    ) -> Tensor:
-        return draw(
-            module.backbone,
-            network,
-            prompts,
-            images_per_prompt=1,
-            seed=self.seed,
-            num_steps=self.num_steps,
-            guidance=self.guidance,
-            tokens_ULD=tokens_ULD,
-            label="",
-        )[:, 0]
+    ) -> Tensor | None:
+        """Pictures; None where the run is told to end, which need not wait for them."""
+        if is_told():
+            return None
+        with cut_short():  # nothing but the drawing: the networks are to be left as they are
+            return draw(
+                module.backbone,
+                network,
+                prompts,
+                images_per_prompt=1,
+                seed=self.seed,
+                num_steps=self.num_steps,
+                guidance=self.guidance,
+                tokens_ULD=tokens_ULD,
+                label="",
+            )[:, 0]
+        return None
 
 
 class Throughput(Onlooker):
@@ -346,6 +366,11 @@ class ProgressBar(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
+
+
+def _batches(trainer: pl.Trainer) -> int:
+    """Micro-steps that a run has done."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
 def _policy(module: pl.LightningModule) -> torch.nn.Module:

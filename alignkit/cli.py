@@ -8,11 +8,12 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 
-from alignkit import __version__, catalog
+from alignkit import __version__, catalog, signals
 from alignkit.catalog import COMMAND, Catalog, CatalogError
 from alignkit.configfiles import ConfigNotFoundError, packaged_configs
 from alignkit.hookspecs import COMMANDS, KINDS
 from alignkit.mistakes import UsageError
+from alignkit.signals import Stopped
 
 USAGE = (
     "usage: alignkit [-p no:PLUGIN] [--debug] COMMAND [options]\n\n"
@@ -45,25 +46,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["--version"]:
         print(f"alignkit {__version__}")
         return 0
-    try:
-        found = catalog.discover(blocked)
-        commands = {name: command.help for name, command in COMMANDS.items()}
-        commands |= {name: found.components[COMMAND, name].help for name in found.names(COMMAND)}
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(
-                USAGE + "".join(f"  {name:10} {text}\n" for name, text in commands.items()) + OPTIONS, end=""
-            )
-            return 0
-        if arguments[0] not in commands:
-            return fail(f"unknown command {arguments[0]!r}; the commands are {', '.join(commands)}")
-        return run(found, arguments[0], arguments[1:])
-    except (CatalogError, ConfigNotFoundError, UsageError) as error:
-        if debug:
-            traceback.print_exception(error)
-        return fail(str(error))
-    except KeyboardInterrupt:
-        print("alignkit: stopped", file=sys.stderr)
-        return 130
+    with signals.handled() as watch:
+        try:
+            code = command(arguments, blocked)
+        except (CatalogError, ConfigNotFoundError, UsageError) as error:
+            if debug:
+                traceback.print_exception(error)
+            code = fail(str(error))
+        except Stopped as stopped:
+            if not watch.is_quiet:
+                notes = getattr(stopped, "__notes__", ())
+                print("; ".join(("alignkit: stopped", *notes)), file=sys.stderr)
+            code = int(stopped.code or 0)  # of a thread, where no signal is handled, too
+        if watch.number is not None:
+            watch.end_others()
+            return 128 + watch.number
+    return code
+
+
+def command(arguments: list[str], blocked: list[str]) -> int:
+    """Finds what was asked for, and runs it; returns its exit code."""
+    found = catalog.discover(blocked)
+    commands = {name: command.help for name, command in COMMANDS.items()}
+    commands |= {name: found.components[COMMAND, name].help for name in found.names(COMMAND)}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE + "".join(f"  {name:10} {text}\n" for name, text in commands.items()) + OPTIONS, end="")
+        return 0
+    if arguments[0] not in commands:
+        return fail(f"unknown command {arguments[0]!r}; the commands are {', '.join(commands)}")
+    return run(found, arguments[0], arguments[1:])
 
 
 def run(found: Catalog, command: str, arguments: list[str]) -> int:

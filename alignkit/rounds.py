@@ -20,6 +20,7 @@ from alignkit.data import AlignData
 from alignkit.files import write_tensors
 from alignkit.module import AlignModule
 from alignkit.rollout import Provenance, Recipe, Rollouts
+from alignkit.stopping import paced
 from alignkit.types import Batch
 
 FOLDER = "rounds"
@@ -214,7 +215,7 @@ class Rounds(pl.Callback):
         bar = trainer.progress_bar_callback
         shown = bar.track(missing, f"generating, {title}") if isinstance(bar, ProgressBar) else iter(missing)
         with self._reference(module).network() as network, evaluating(network):
-            for chunk in shown:
+            for chunk in paced(trainer, shown, len(missing)):
                 rollouts.generate(chunk, module.backbone, network, trainer.precision_plugin)
         trainer.strategy.barrier("rollouts")
         if missing:

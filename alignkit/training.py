@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
-from alignkit import checkpoints, components, mistakes, resuming, rules
+from alignkit import checkpoints, components, mistakes, resuming, rules, slurm
 from alignkit.callbacks import Checkpoints, ProgressBar, SampleGrid, Throughput
 from alignkit.catalog import Catalog
 from alignkit.commandline import refusals
@@ -28,6 +28,8 @@ from alignkit.evaluation import Evaluation
 from alignkit.mistakes import Given, UsageError
 from alignkit.module import AlignModule
 from alignkit.naming import OPTIMIZERS, PLACES, absolute, expand_arguments, expand_config
+from alignkit.signals import Stopped, current
+from alignkit.stopping import Stopping
 from alignkit.types import Reads
 
 TOP_LEVEL = {
@@ -104,7 +106,7 @@ class Start(pl.Callback):
 
     def undo(self) -> None:
         """Removes the run's folder, and its parents as far as they were made for it and hold nothing else."""
-        if self.stepped or getattr(rank_zero_only, "rank", 0) != 0 or not self._fresh:
+        if self.stepped or not _is_first() or not self._fresh:
             return
         shutil.rmtree(self._fresh[0], ignore_errors=True)
         for parent in self._fresh[1:]:
@@ -220,9 +222,12 @@ class CLI(LightningCLI):
         if self._only_read:
             return
         given, run = self.config_init[subcommand], Path(self.trainer.default_root_dir)
-        if given.get("ckpt_path") == "last" and checkpoints.kept(run):
+        is_requeued = subcommand == "fit" and slurm.interrupted([run]) is not None
+        if (is_requeued or given.get("ckpt_path") == "last") and checkpoints.kept(run):
             # the Trainer would begin anew where the link is broken
             given.ckpt_path = str(run / checkpoints.LAST)
+        if subcommand == "fit" and _is_first():
+            slurm.begin(run)
         super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
@@ -241,6 +246,7 @@ class CLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         options["plugins"] = [*self._plugins(), checkpoints.CheckpointFiles()]
         trainer: pl.Trainer = super().instantiate_trainer(**options)
+        Stopping().attach(trainer)
         if config.trainer.enable_checkpointing is not False:
             Checkpoints.check(trainer)
         return trainer
@@ -253,6 +259,8 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Validates what the run ended with, and so evaluates it."""
         self.trainer.validate(self.model, self.datamodule, verbose=False)
+        if _is_first():
+            slurm.end(Path(self.trainer.default_root_dir))
 
 
 def _reads(objective: components.Objective, sampler: components.Sampler) -> Reads:
@@ -263,10 +271,15 @@ def _objective_reads(objective: components.Objective) -> Reads:
     return objective.reads
 
 
+def _is_first() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def run_folder(config: Namespace, command: str) -> str:
     """Names a folder that no other run has written to, the same in every process of a run.
 
-    Only a run that goes on, ``fit`` with a checkpoint, writes to the folder that it is given.
+    Only a run that goes on writes to a folder that has something: ``fit`` with a checkpoint to the one that
+    it is given, and a job that was requeued to its own.
     """
     if RUN_VARIABLE not in os.environ:
         paths = [Path(str(path)) for path in config.get("config") or []]
@@ -274,10 +287,12 @@ def run_folder(config: Namespace, command: str) -> str:
         names = [path.parent.name if path.name == "config.yaml" else path.stem for path in paths]
         name = names[-1] if names else config.objective.class_path.split(".")[-1]
         wanted = Path(config.run or Path("runs", name if command == "fit" else f"{name}-{command}"))
-        resumed = command == "fit" and config.get("ckpt_path")
-        folder, number = wanted, 2
-        while not resumed and folder.exists() and any(folder.iterdir()):
-            folder, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
+        folder, taken = wanted, []
+        while folder.exists() and any(folder.iterdir()):
+            taken.append(folder)
+            folder = wanted.with_name(f"{wanted.name}-{len(taken) + 1}")
+        if command == "fit":
+            folder = slurm.interrupted(taken) or (wanted if config.get("ckpt_path") else folder)
         os.environ[RUN_VARIABLE] = str(folder)
     return os.environ[RUN_VARIABLE]
 
@@ -310,8 +325,11 @@ def validate(catalog: Catalog, arguments: list[str]) -> int:
 def _run(catalog: Catalog, command: str, arguments: list[str]) -> int:
     try:
         run_cli(catalog, command, arguments)
-    except SIGTERMException:
-        return 143
+    except SIGTERMException as error:  # this is how the Trainer takes whatever Stopping tells it
+        watch = current()
+        if watch is None or watch.number is None:
+            raise
+        raise Stopped(watch.number, getattr(error, "__notes__", ())) from error
     return 0
 
 
@@ -359,6 +377,10 @@ def run_cli(catalog: Catalog, command: str, arguments: list[str], *, only_read: 
         raise UsageError(mistakes.explained(str(error), command, given, error.known, installed)) from error
     except OmegaConfBaseException as error:
         raise UsageError(mistakes.interpolation(error, command, given)) from error
+    except Stopped:
+        if not start.in_loop:
+            start.undo()
+        raise
     except Exception as error:
         start.undo()
         root = mistakes.cause(error)

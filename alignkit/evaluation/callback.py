@@ -17,6 +17,7 @@ from alignkit.evaluation.compare import audiences, compare, draw, score, table
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.evaluation.suites import evenly
 from alignkit.module import AlignModule
+from alignkit.signals import cut_short, is_told
 
 SUMMARY = "summary.json"
 SHEET = "before_after.png"
@@ -92,8 +93,9 @@ class Evaluation(pl.Callback):
         if trainer.state.fn != "validate":
             return
         folder = _folder(trainer)
-        if trainer.is_global_zero:
-            self.evaluate(trainer, pl_module, folder)
+        if trainer.is_global_zero and not is_told():
+            with cut_short():
+                self.evaluate(trainer, pl_module, folder)
         trainer.strategy.barrier()
 
     def evaluate(self, trainer: pl.Trainer, module: AlignModule, folder: Path) -> None:

@@ -3,15 +3,12 @@
 import argparse
 import difflib
 import shlex
-import signal
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import combinations
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import track
 
@@ -33,9 +30,8 @@ from alignkit.evaluation.store import Store
 from alignkit.evaluation.suites import Suite
 from alignkit.evaluation.verdicts.sentences import verdicts
 from alignkit.evaluation.wording import bounds, lined_up, number, percent, signed
+from alignkit.signals import resumable
 from alignkit.training import quiet_libraries
-
-KEPT = "what was drawn and judged is kept; call this again to go on"
 
 
 def main(catalog: Catalog, arguments: list[str]) -> int:
@@ -45,18 +41,8 @@ def main(catalog: Catalog, arguments: list[str]) -> int:
         UsageError: a user's mistake. Any other error keeps its traceback.
     """
     quiet_libraries()
-    try:
-        with refusals():
-            _evaluate(catalog, arguments)
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SIGTERMException):
-            number = signal.SIGTERM
-        elif isinstance(error.__context__ or error, KeyboardInterrupt):  # Lightning makes an exit of Ctrl-C
-            number = signal.SIGINT
-        else:
-            raise
-        print(f"alignkit: stopped; {KEPT}", file=sys.stderr)
-        return 128 + number
+    with refusals(), resumable():
+        _evaluate(catalog, arguments)
     return 0
 
 

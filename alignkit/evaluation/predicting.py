@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,6 +19,7 @@ from alignkit.evaluation.models import Model
 from alignkit.evaluation.scorers import Scorer
 from alignkit.evaluation.sheet import to_pictures
 from alignkit.evaluation.store import Picture, Store
+from alignkit.stopping import Stopping
 
 
 class Job(NamedTuple):
@@ -106,11 +106,8 @@ class Predicting(pl.LightningModule):
         """Does a job; returns its number of pictures.
 
         Raises:
-            SIGTERMException: the process was told to end.
             ValueError: what was drawn is no picture, or a judge gives no number.
         """
-        if self.trainer.received_sigterm:
-            raise SIGTERMException
         if job.is_drawn:
             folder = self._store.folder
             image_NCHW = torch.stack([read_picture(folder / picture.path) for picture in job.pictures])
@@ -183,4 +180,5 @@ def predict(module: Predicting, *, device: str, devices: int, num_nodes: int) ->
         callbacks=[ProgressBar()],
         **options,
     )
+    Stopping().attach(trainer)
     trainer.predict(module, return_predictions=False)

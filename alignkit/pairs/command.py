@@ -40,6 +40,7 @@ from alignkit.pairs.pairing import Rule, told
 from alignkit.pairs.selection import SELECTIONS
 from alignkit.policy import fingerprint
 from alignkit.rollout import Provenance
+from alignkit.signals import resumable
 from alignkit.training import quiet_libraries
 
 CANDIDATES = "candidates"
@@ -77,7 +78,7 @@ def main(catalog: Catalog, arguments: list[str]) -> int:
         UsageError: a user's mistake. Any other error keeps its traceback.
     """
     quiet_libraries()
-    with refusals():
+    with refusals(), resumable():
         _pairs(catalog, arguments)
     return 0
 

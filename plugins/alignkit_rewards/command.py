@@ -25,10 +25,7 @@ def main(catalog: Catalog, arguments: Sequence[str]) -> int:
     quiet_libraries()
     with refusals(), server(catalog, options) as serving:
         print(f"{type(serving.reward).__name__} answers at {serving.url}; Ctrl-C ends it", flush=True)
-        try:
-            serving.serve_forever()
-        except KeyboardInterrupt:
-            print("stopped")
+        serving.serve_forever()
     return 0
 
 

@@ -18,6 +18,8 @@ from alignkit.data.cache.manifest import Origin
 from alignkit.data.cache.table import source_hash
 from alignkit.data.module import AlignData
 from alignkit.data.pictures import framed
+from alignkit.signals import resumable
+from alignkit.stopping import Stopping
 from alignkit.training import quiet_libraries
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -53,7 +55,7 @@ def cache(catalog: Catalog, arguments: list[str]) -> int:
     """
     options = parser().parse_args(arguments)
     quiet_libraries()
-    with refusals():
+    with refusals(), resumable():
         _cache(catalog, options)
     return 0
 
@@ -119,6 +121,7 @@ def _cache(catalog: Catalog, options: argparse.Namespace) -> None:
         use_distributed_sampler=False,
         callbacks=[CacheProgress()],
     )
+    Stopping().attach(trainer)
     making = Making(built["backbone"], data, wanted)
     trainer.predict(making, return_predictions=False)
     if trainer.is_global_zero:

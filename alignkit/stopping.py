@@ -1,0 +1,239 @@
+"""How the Trainer ends when it is told to: on all processes at the same place, from which it can go on."""
+
+import shlex
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import distributed
+
+from alignkit import slurm
+from alignkit.signals import PATIENCE, Stopped, Watch, current
+
+Value = TypeVar("Value")
+STEP, BATCH = "saving after this micro-step", "ending after this batch"
+FILE = "ending after this file of pictures"
+CONFIG = "config.yaml"
+# more batches than there are
+UNENDING = 2**62
+
+
+class Agreement:
+    """Numbers that all processes know together: on the host, in a group of its own, so that no device waits.
+
+    To be made by all of them; in a single process it costs nothing.
+    """
+
+    def __init__(self) -> None:
+        several = distributed.is_available() and distributed.is_initialized()
+        self._group = distributed.new_group(backend="gloo") if several else None
+
+    def most(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        if self._group is None:
+            return number
+        largest = torch.tensor(number)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX, self._group)
+        return int(largest)
+
+    def least(self, number: int) -> int:
+        """The smallest of them."""
+        return -self.most(-number)
+
+
+class Handling:
+    """Stands in the Trainer in place of its own handling of signals, which knows SIGTERM on rank 0 alone."""
+
+    def __init__(self, trainer: pl.Trainer, stopping: "Stopping") -> None:
+        self._trainer, self._stopping = trainer, stopping
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether training ends here: asked after every micro-step, when what was due with it is done."""
+        # processes may have different numbers of validation batches; the callback knows
+        return self._stopping.number > 0 and not self._trainer.validating
+
+    def register_signal_handlers(self) -> None:
+        """Leaves them as they are."""
+
+    def teardown(self) -> None:
+        """Leaves them as they are."""
+
+
+class Stopping(pl.Callback):
+    """Ends a trainer when a signal came to any of its processes; see ``attach``.
+
+    - In training, after the micro-step, once: ``Checkpoints`` saves it if it is not saved as it is.
+    - In validation after the batch; what is saved has trained as far, and validates anew when it goes on.
+    - In predicting, after the batch; in ``paced`` work, after the value at hand.
+    - Before training, and between these, where the next of them begins.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._watch = current() or Watch()
+        self._agreement: Agreement | None = None
+        self._requeue: signal.Signals | None = None
+        self._left, self._is_trained = 0, False
+
+    def attach(self, trainer: pl.Trainer) -> None:
+        """Makes a trainer end by it, and not as it would on its own."""
+        trainer.callbacks = [*trainer.callbacks, self]  # type: ignore[attr-defined]
+        trainer._signal_connector = Handling(trainer, self)  # type: ignore[assignment]
+        # it would wait for the device before every micro-step to learn what rank 0 knows
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        launcher = trainer.strategy.launcher
+        self._watch.others = lambda: getattr(launcher, "procs", ())
+        self._watch.is_waiting = trainer.world_size > 1 and launcher is None
+        self._watch.is_quiet = getattr(rank_zero_only, "rank", 0) != 0
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue = environment.requeue_signal
+            self._watch.watch(self._requeue)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Becomes the last callback: the others are done with a batch when it ends."""
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+        self._agreement = self._agreement or Agreement()
+        self._watch.is_waiting |= trainer.world_size > 1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._is_trained = True
+        self._watch.is_waiting, self._watch.promise = True, STEP
+        self._end()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._is_agreed()  # the Trainer asks next
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self._is_agreed()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._begin(trainer.num_val_batches, BATCH)
+            if self._is_agreed():
+                self._leave_validation(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking and self._go_on():
+            self._leave_validation(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._watch.promise = STEP
+        if self._is_agreed() and trainer.state.fn != TrainerFn.FITTING:
+            raise Stopped(self.number)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer.num_predict_batches, BATCH)
+        self._end()
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        if self._go_on():
+            raise Stopped(self.number)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end()
+        self._watch.is_waiting = False
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Notes where the run is saved, and has a job that is to be requeued begin anew."""
+        if not isinstance(exception, Stopped | SIGTERMException) or not trainer.is_global_zero:
+            return
+        if self._is_trained:
+            exception.add_note(how_to_go_on(trainer))
+        if self._watch.number == self._requeue:
+            exception.add_note(slurm.requeue())
+
+    def paced(self, values: Iterable[Value], count: int) -> Iterator[Value]:
+        """As the function of this name."""
+        assert self._agreement is not None
+        promise, self._watch.promise = self._watch.promise, FILE
+        several = iter(values)
+        for _ in range(self._agreement.most(count)):
+            yield from islice(several, 1)
+            self._end()
+        yield from several
+        self._watch.promise = promise
+
+    def _is_agreed(self) -> bool:
+        """Whether any process was told; to be asked by all of them."""
+        assert self._agreement is not None
+        if not self.number:
+            self.number = self._agreement.most(self._watch.number or 0)
+            if self.number:
+                self._watch.told(self.number)
+                self._watch.number, self._watch.patience = self.number, PATIENCE
+                self._take_over()
+        return self.number > 0
+
+    def _take_over(self) -> None:
+        """Keeps the Trainer from killing this process where another one that it started ends first."""
+        started = self._watch.others()
+        processes = list(started)
+        self._watch.others = lambda: processes
+        if isinstance(started, list):
+            started.clear()
+
+    def _end(self) -> None:
+        if self._is_agreed():
+            raise Stopped(self.number)
+
+    def _begin(self, batches: Sequence[int | float], promise: str) -> None:
+        """Begins batches, of which another process may have fewer."""
+        assert self._agreement is not None
+        self._watch.is_waiting, self._watch.promise = True, promise
+        self._left = self._agreement.least(int(min(sum(batches), UNENDING)))
+
+    def _go_on(self) -> bool:
+        """Whether to end after a batch; no process asks where one has no batch any more."""
+        self._left -= 1
+        return self._left >= 0 and self._is_agreed()
+
+    def _leave_validation(self, trainer: pl.Trainer) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            # as in its first batch: a run that goes on validates all of them
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.increment_ready()
+            progress.increment_started()
+        raise Stopped(self.number)
+
+
+def paced(trainer: pl.Trainer, values: Iterable[Value], count: int) -> Iterator[Value]:
+    """Yields the values of each process, and ends all processes after those at hand when one was told to.
+
+    Args:
+        trainer: whose processes.
+        values: of this process.
+        count: how many those are.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for stopping in (callback for callback in callbacks if isinstance(callback, Stopping)):
+        return stopping.paced(values, count)
+    return iter(values)
+
+
+def how_to_go_on(trainer: pl.Trainer) -> str:
+    """Where a run is saved, and the command that goes on with it."""
+    run, checkpoint = Path(trainer.default_root_dir), trainer.checkpoint_callback
+    if not isinstance(checkpoint, ModelCheckpoint):
+        return "nothing is saved: trainer.enable_checkpointing is false"
+    last = Path(checkpoint.last_model_path)
+    if not last.is_file():
+        return "nothing was trained yet, and nothing is saved"
+    command = ["alignkit", "fit", "--config", str(run / CONFIG), "--run", str(run), "--ckpt_path", "last"]
+    return f"saved in {last.resolve()}; go on with\n{shlex.join(command)}"
