@@ -116,8 +116,9 @@ class Checkpoints(ModelCheckpoint):
 
     def _has_news(self, trainer: pl.Trainer) -> bool:
         """Whether it has trained, be it a micro-step, since it was saved; what trained no more is saved."""
+        is_trying: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
         began = self._saved_batches is not None and trainer.state.fn == TrainerFn.FITTING
-        return began and not trainer.fast_dev_run and self._saved_batches != _batches(trainer)
+        return began and not is_trying and self._saved_batches != _batches(trainer)
 
     def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         super()._save_last_checkpoint(trainer, monitor_candidates)
@@ -370,7 +371,8 @@ class ProgressBar(RichProgressBar):
 
 def _batches(trainer: pl.Trainer) -> int:
     """Micro-steps that a run has done."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    processed: int = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+    return processed
 
 
 def _policy(module: pl.LightningModule) -> torch.nn.Module:

@@ -97,6 +97,7 @@ class Stopping(pl.Callback):
         self._watch.is_quiet = getattr(rank_zero_only, "rank", 0) != 0
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            assert environment.requeue_signal is not None
             self._requeue = environment.requeue_signal
             self._watch.watch(self._requeue)
 
@@ -153,7 +154,7 @@ class Stopping(pl.Callback):
         """Notes where the run is saved, and has a job that is to be requeued begin anew."""
         if not isinstance(exception, Stopped | SIGTERMException) or not trainer.is_global_zero:
             return
-        if self._is_trained:
+        if self._is_trained or trainer.state.fn == TrainerFn.FITTING:
             exception.add_note(how_to_go_on(trainer))
         if self._watch.number == self._requeue:
             exception.add_note(slurm.requeue())
@@ -234,6 +235,6 @@ def how_to_go_on(trainer: pl.Trainer) -> str:
         return "nothing is saved: trainer.enable_checkpointing is false"
     last = Path(checkpoint.last_model_path)
     if not last.is_file():
-        return "nothing was trained yet, and nothing is saved"
+        return "nothing was trained, and nothing saved"
     command = ["alignkit", "fit", "--config", str(run / CONFIG), "--run", str(run), "--ckpt_path", "last"]
     return f"saved in {last.resolve()}; go on with\n{shlex.join(command)}"

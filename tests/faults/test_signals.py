@@ -1,6 +1,5 @@
 """Signals to whole runs: what is saved, how it ends, and that it goes on as if nothing had been."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,12 @@ from safetensors.torch import load_file
 
 from alignkit.checkpoints import CheckpointFiles, read
 from alignkit.cli import main
+from alignkit.data import AlignData
+from alignkit.evaluation import Evaluation
+from alignkit.module import AlignModule
+from alignkit.testing import ToyBackbone, ToyPairs
+from alignkit_diffusion_dpo.objective import DiffusionDPO
+from alignkit_standard.sampler import SharedNoise
 
 TOLD = f"{__name__}.Told" if __name__.startswith("tests.") else "tests.faults.test_signals.Told"
 # 32 pairs without ties: epochs of 8 micro-steps; 3 batches of held-out pairs
@@ -161,3 +166,94 @@ def test_a_run_is_saved_once_and_goes_on_as_if_nothing_had_been(
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
     assert {**before, **Told.found} == straight[1]
+
+
+def test_ctrl_c_is_as_sigterm_with_another_code(fit: Run, tmp_path: Path) -> None:
+    code, said = fit(*told("on_before_backward", 3, signal.SIGINT))
+    assert code == 130
+    assert "SIGINT: saving after this micro-step; once more to stop at once\n" in said
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 3
+
+
+def test_whoever_is_told_before_anything_leaves_nothing(fit: Run, tmp_path: Path) -> None:
+    """Once more is possible there: what a run has made before its first micro-step can be made anew."""
+    for hook in ("setup", "on_fit_start"):
+        code, said = fit(*told(hook))
+        assert (code, "Traceback" in said) == (143, False), said
+        assert said.endswith("alignkit: stopped; nothing was trained, and nothing saved\n")
+        assert not (tmp_path / "run").exists()
+    code, said = fit(*told("on_train_start"))
+    assert code == 143
+    assert said.endswith("alignkit: stopped; nothing was trained, and nothing saved\n")
+
+
+def test_a_resumed_run_that_is_told_at_once_is_as_it_was(fit: Run, tmp_path: Path) -> None:
+    fit(*told("on_train_batch_end", 3))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()}
+    for hook in ("setup", "on_fit_start", "on_train_start"):
+        code, _ = fit(*told(hook), "--ckpt_path", "last")
+        assert code == 143
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()} == before
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_pictures_in_the_midst_of_training_are_left_at_once(
+    fit: Run,
+    straight: tuple[Path, dict[int, float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nth: int,
+) -> None:
+    """The base's and the policy's at step 6, the policy's at step 12: nothing is lost but them."""
+    generate, calls = ToyBackbone.generate, []
+
+    def stopped(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == nth:
+            signal.raise_signal(signal.SIGTERM)
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(ToyBackbone, "generate", stopped)
+    code, said = fit()
+    assert (code, len(calls), "Traceback" in said) == (143, nth, False), said
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == (12 if nth == 3 else 6)
+    code, said = fit("--ckpt_path", "last")
+    assert code == 0, said
+    ours, theirs = weights(tmp_path / "run"), weights(straight[0])
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_the_evaluation_at_the_end_is_left_at_once_and_made_anew(
+    fit: Run, straight: tuple[Path, dict[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "_compared", lambda *_: signal.raise_signal(signal.SIGINT))
+        code, said = fit()
+    assert (code, "Traceback" in said) == (130, False), said
+    assert "alignkit fit --config run/config.yaml --run run --ckpt_path last" in said
+    assert not (tmp_path / "run/summary.json").exists()
+    code, said = fit("--ckpt_path", "last")
+    assert code == 0, said
+    assert (tmp_path / "run/summary.json").is_file()
+    ours, theirs = weights(tmp_path / "run"), weights(straight[0])
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec", "ignore:.*does not have many workers")
+def test_a_trainer_that_nobody_attached_to_keeps_its_own_handling(tmp_path: Path) -> None:
+    """As in a notebook: the handlers are those of before when it is done."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    module = AlignModule(DiffusionDPO(), SharedNoise(), ToyBackbone(), torch.optim.AdamW)
+    trainer = pl.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=AlignData(ToyPairs(), batch_size=4, resolution=16))
+    assert trainer.global_step == 2
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
