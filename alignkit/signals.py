@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -53,13 +54,10 @@ class Watch:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a fork of it: who forked it ends it
             return
-        if self.number is not None:
-            self.patience = 0.0
-            self.end_others()
-            os._exit(128 + self.number)
-        self.told(number)
-        if not self.is_waiting:
-            raise Stopped(number)
+        if self.number is None:
+            self.told(number)
+            if not self.is_waiting:
+                raise Stopped(number)
 
     def told(self, number: int) -> None:
         """Notes a signal, which may have come to another process, and says what comes of it."""
@@ -81,6 +79,22 @@ class Watch:
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
         self._before = {}
+
+    def end_at_second(self, arrivals: int) -> None:
+        """Ends the process when a second signal arrives, whatever its main thread waits for.
+
+        Args:
+            arrivals: a file that gets a byte for each signal, before the main thread learns of it.
+        """
+        first = 0
+        while arrived := os.read(arrivals, 1):
+            if arrived[0] in self._before:
+                if first:
+                    self.patience = 0.0
+                    self.end_others()
+                    os._exit(128 + first)
+                first = arrived[0]
+        os.close(arrivals)
 
     def end_others(self) -> None:
         """Waits for the processes that work on the same, and ends those that are left."""
@@ -108,13 +122,34 @@ def is_told() -> bool:
 def handled() -> Iterator[Watch]:
     """Handles signals within a ``with`` block, in the main thread; what is ignored stays so."""
     watch = Watch()
+    if threading.current_thread() is not threading.main_thread():
+        yield watch
+        return
     for number in HANDLED:
         if signal.getsignal(number) != signal.SIG_IGN:
             watch.watch(number)
+    arrivals, arriving = os.pipe()
+    os.set_blocking(arriving, False)
+    _leave_forks_alone()
+    before = signal.set_wakeup_fd(arriving, warn_on_full_buffer=False)
+    threading.Thread(target=watch.end_at_second, args=(arrivals,), daemon=True, name="signals").start()
     try:
         yield watch
     finally:
         watch.restore()
+        signal.set_wakeup_fd(before)
+        os.close(arriving)
+
+
+@cache
+def _leave_forks_alone() -> None:
+    """Keeps what is signalled to a fork of this process from being taken for its own."""
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    if current() is not None:
+        signal.set_wakeup_fd(-1)
 
 
 @contextmanager

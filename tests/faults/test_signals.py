@@ -240,6 +240,7 @@ def test_the_evaluation_at_the_end_is_left_at_once_and_made_anew(
 
 
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec", "ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
 def test_a_trainer_that_nobody_attached_to_keeps_its_own_handling(tmp_path: Path) -> None:
     """As in a notebook: the handlers are those of before when it is done."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
