@@ -98,6 +98,7 @@ class Checkpoints(ModelCheckpoint):
         """Saves the run as it is under a name of its own, which no later save removes."""
         path = self._named(name)
         super()._save_checkpoint(trainer, path)
+        self._saved_batches = _batches(trainer)
         self._link_checkpoint(trainer, path, self.last_model_path)
 
     def state_dict(self) -> dict[str, Any]:

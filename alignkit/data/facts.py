@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alignkit.components import PairSource
 from alignkit.data.pictures import MAX_PIXELS, TooManyPixelsError, picture_size, whole_picture
+from alignkit.signals import left_to_parent
 from alignkit.types import PairRecord
 
 # why a picture cannot be used; one that is absent is the loser of a winner without any
@@ -106,6 +107,7 @@ def survey(
         sampler=range(count),
         num_workers=num_workers,
         collate_fn=_collated,
+        worker_init_fn=left_to_parent,
     )
     if shown is not None:
         loader = shown(loader, -(-count // BATCH_SIZE))

@@ -21,6 +21,7 @@ from alignkit.data.loader import ResumableLoader
 from alignkit.data.ordering import Ordering, Ties
 from alignkit.data.pictures import MAX_PIXELS, MOST_PIXELS, framed
 from alignkit.data.unreadable import check_share
+from alignkit.signals import left_to_parent
 from alignkit.types import Batch, Reads
 
 
@@ -133,6 +134,7 @@ class AlignData(pl.LightningDataModule):
             accumulated=self.trainer.accumulate_grad_batches if self.trainer else 1,
             collate_fn=self._collate,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=left_to_parent,
         )
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -143,7 +145,12 @@ class AlignData(pl.LightningDataModule):
         world_size = self.trainer.world_size if self.trainer else 1
         order = [(index, 0) for index in range(rank, len(pairs), world_size)]
         return DataLoader(
-            pairs, self.batch_size, sampler=order, num_workers=self.num_workers, collate_fn=self._collate
+            pairs,
+            self.batch_size,
+            sampler=order,
+            num_workers=self.num_workers,
+            collate_fn=self._collate,
+            worker_init_fn=left_to_parent,
         )
 
     def on_after_batch_transfer(self, batch: Batch | StoredBatch, dataloader_idx: int) -> Batch:

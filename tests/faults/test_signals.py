@@ -1,5 +1,6 @@
 """Signals to whole runs: what is saved, how it ends, and that it goes on as if nothing had been."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -239,6 +240,81 @@ def test_the_evaluation_at_the_end_is_left_at_once_and_made_anew(
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
+def test_self_play_ends_after_the_file_at_hand_and_generates_the_rest(
+    fit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 prompts, a file each, and rounds of 4 steps; the signal comes in the third file of the second one."""
+    options = ["--sampler=SelfPlay", "--sampler.rounds=2", "--sampler.num_steps=2", "--trainer.max_steps=8"]
+    options += ["--sampler.batch_size=1", "--sampler.chunk_size=1", "--samples.num_prompts=0"]
+    code, said = fit(*options)
+    assert code == 0, said
+    theirs = weights(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "straight")
+    files = len(list((tmp_path / "straight/rounds/1").glob("part-*")))
+    assert files == 6
+    generate, calls = ToyBackbone.generate, []
+
+    def stopped(*arguments: Any, **given: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == files + 3:
+            signal.raise_signal(signal.SIGTERM)
+        return generate(*arguments, **given)
+
+    monkeypatch.setattr(ToyBackbone, "generate", stopped)
+    code, said = fit(*options)
+    assert (code, "Traceback" in said) == (143, False), said
+    assert "SIGTERM: ending after this file of pictures" in said
+    assert len(list((tmp_path / "run/rounds/1").glob("part-*"))) == 3
+    assert (tmp_path / "run/checkpoints/last.ckpt").resolve().name == "round-1.ckpt"
+    calls.clear()
+    code, said = fit(*options, "--ckpt_path", "last")
+    assert code == 0, said
+    assert len(calls) == 3 + 2  # the evaluation draws twice
+    ours = weights(tmp_path / "run")
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_a_cache_ends_after_the_batch_at_hand_and_makes_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    encode, sizes = ToyBackbone.encode_images, []
+
+    def stopped(self: ToyBackbone, image_NCHW: torch.Tensor) -> Any:
+        sizes.append(len(image_NCHW))
+        if len(sizes) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return encode(self, image_NCHW)
+
+    monkeypatch.setattr(ToyBackbone, "encode_images", stopped)
+    command = ["cache", "--config", "toy.yaml", "--out", "cache", "--batch-size", "8", "--file-rows", "8"]
+    code, said = main(command), capfd.readouterr().err
+    assert (code, "Traceback" in said) == (130, False), said
+    assert "what was done is kept; call this again to go on" in said
+    # the first is to find out how large a latent is
+    assert sizes == [1, 8, 8]
+    assert main(command) == 0
+    assert sizes == [1, 8, 8] + [8] * (80 // 8 - 2)
+
+
+def test_mid_accumulation_is_saved_as_it_is(fit: Run, tmp_path: Path) -> None:
+    """2 micro-steps of 3 have been taken since the last optimizer step."""
+    options = ["--trainer.accumulate_grad_batches=3", "--trainer.max_steps=4", "--samples.num_prompts=0"]
+    assert fit(*options)[0] == 0
+    theirs = weights(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "straight")
+    code, said = fit(*options, *told("on_before_backward", 5))
+    assert code == 143, said
+    last = read(tmp_path / "run/checkpoints/last.ckpt")
+    loops = last["loops"]["fit_loop"]
+    assert (last["global_step"], loops["epoch_loop.batch_progress"]["total"]["completed"]) == (1, 5)
+    code, said = fit(*options, "--ckpt_path", "last")
+    assert code == 0, said
+    ours = weights(tmp_path / "run")
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec", "ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
 def test_a_trainer_that_nobody_attached_to_keeps_its_own_handling(tmp_path: Path) -> None:
@@ -258,3 +334,77 @@ def test_a_trainer_that_nobody_attached_to_keeps_its_own_handling(tmp_path: Path
     trainer.fit(module, datamodule=AlignData(ToyPairs(), batch_size=4, resolution=16))
     assert trainer.global_step == 2
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> {folder}/scontrol.txt
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of one task, and what its ``scontrol`` is told."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(SCONTROL.format(folder=tmp_path))
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    told = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    told |= {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "align", "SLURM_NODELIST": "localhost"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path / "scontrol.txt"
+
+
+def test_a_requeued_job_goes_on_in_its_folder_by_itself(
+    fit: Run,
+    cluster: Path,
+    straight: tuple[Path, dict[int, float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Saved through the same path; other runs of that name, of the job and of others, are left alone."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "another").touch()
+    before = signal.getsignal(signal.SIGUSR1)
+    code, said = fit(*told("on_before_backward", 9, signal.SIGUSR1))
+    assert (code, "Traceback" in said) == (128 + signal.SIGUSR1, False), said
+    assert "SIGUSR1: saving after this micro-step" in said
+    assert said.endswith("; job 4711 is requeued and goes on by itself\n")
+    assert signal.getsignal(signal.SIGUSR1) == before
+    assert cluster.read_text() == "requeue 4711\n"
+    assert read(tmp_path / "run-2/checkpoints/last.ckpt")["global_step"] == 9
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    code, said = fit()
+    assert code == 0, said
+    assert "9 of" not in said
+    ours, theirs = weights(tmp_path / "run-2"), weights(straight[0])
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    # what is done is not gone on with
+    code, said = fit("--trainer.max_steps=1")
+    assert code == 0, said
+    assert (tmp_path / "run-3/toy.safetensors").is_file()
+
+
+def test_a_job_in_an_array_that_cannot_be_requeued_says_so(
+    fit: Run, cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n")
+    code, said = fit(*told("on_before_backward", 2, signal.SIGUSR1))
+    assert code == 128 + signal.SIGUSR1
+    assert "scontrol requeue 40_2 failed: no such partition; submit the job again" in said
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2
+
+
+def test_a_job_that_is_not_requeued_gets_plain_sigterm(fit: Run, cluster: Path, tmp_path: Path) -> None:
+    plain = "--trainer.plugins={class_path: lightning.pytorch.plugins.environments.SLURMEnvironment, "
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        given = told("on_before_backward", 2, signal.SIGUSR1, signal.SIGTERM)
+        code, said = fit(plain + "init_args: {auto_requeue: false}}", *given)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert code == 143, said
+    assert not cluster.exists()

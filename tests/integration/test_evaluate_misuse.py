@@ -195,13 +195,11 @@ def test_who_is_told_to_stop_says_that_it_goes_on(
         return generate(self, *arguments, **options)
 
     monkeypatch.setattr(ToyBackbone, "generate", stopped)
-    before = signal.getsignal(signal.SIGINT)
     ended = alignkit("evaluate", "--run", "runs/demo", "--out", "out", "--batch-size", "4")
-    signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
     assert (ended[0], "call this again to go on" in ended[2]) == (code, True)
     monkeypatch.setattr(ToyBackbone, "generate", generate)
-    left = 16 if number == signal.SIGINT else 12
-    assert f"{left} of 24 pictures to draw" in evaluate(alignkit, "--batch-size", "4")
+    # the batch at hand was drawn and judged
+    assert "12 of 24 pictures to draw" in evaluate(alignkit, "--batch-size", "4")
 
 
 @pytest.mark.parametrize(

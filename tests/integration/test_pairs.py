@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,12 +186,12 @@ def test_what_is_killed_goes_on_and_comes_out_the_same(
 
     def killed(self: ToyBackbone, network: Any, prompts: list[str], **given: Any) -> Tensor:
         if len(draws) == 1:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return counted(self, network, prompts, **given)
 
     monkeypatch.setattr(ToyBackbone, "generate", killed)
     stopped = alignkit("pairs", "--config", "toy.yaml", "--prompts", "prompts.txt", "--out", "out", *options)
-    assert stopped[::2] == (130, "alignkit: stopped\n")
+    assert stopped[::2] == (130, "alignkit: stopped; what was done is kept; call this again to go on\n")
     assert not (tmp_path / "out" / "pairs.parquet").exists()
     monkeypatch.setattr(ToyBackbone, "generate", counted)
     draws.clear()

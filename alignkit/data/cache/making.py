@@ -26,6 +26,7 @@ from alignkit.data.module import AlignData
 from alignkit.data.unreadable import Unreadable
 from alignkit.distributed import gathered_objects
 from alignkit.files import write_tensors, write_text
+from alignkit.signals import left_to_parent
 from alignkit.types import Moments, Text
 
 GIB = 2**30
@@ -106,6 +107,7 @@ class Making(pl.LightningModule):
             sampler=parts,
             num_workers=self.data.num_workers,
             collate_fn=as_it_is,
+            worker_init_fn=left_to_parent,
         )
 
     def predict_step(self, batch: Decoded, batch_idx: int) -> int:

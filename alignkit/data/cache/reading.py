@@ -17,6 +17,7 @@ from alignkit.components import PairSource
 from alignkit.data.cache.store import PROMPTS, as_it_is
 from alignkit.data.cache.table import DIGEST, Table, digest_of
 from alignkit.data.pictures import decode
+from alignkit.signals import left_to_parent
 from alignkit.types import PairRecord
 
 # pairs whose pictures are hashed at a time
@@ -108,6 +109,7 @@ def hashes(
         sampler=places,
         num_workers=num_workers,
         collate_fn=as_it_is,
+        worker_init_fn=left_to_parent,
     )
     yield from track(loader, "telling pictures apart", total=len(places), disable=rank != 0, transient=True)
 
