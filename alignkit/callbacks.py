@@ -85,7 +85,7 @@ class Checkpoints(ModelCheckpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        if isinstance(exception, UnsavedError) or not self._has_news(trainer):  # nor can it be now
+        if isinstance(exception, UnsavedError) or not self.has_news(trainer):  # nor can it be now
             return
         candidates = self._monitor_candidates(trainer)
         try:
@@ -101,6 +101,12 @@ class Checkpoints(ModelCheckpoint):
         self._saved_batches = _batches(trainer)
         self._link_checkpoint(trainer, path, self.last_model_path)
 
+    def has_news(self, trainer: pl.Trainer) -> bool:
+        """Whether it has trained, be it a micro-step, since it was saved; what trained no more is saved."""
+        is_trying: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+        began = self._saved_batches is not None and trainer.state.fn == TrainerFn.FITTING
+        return began and not is_trying and self._saved_batches != _batches(trainer)
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "recent": self._recent}
 
@@ -114,12 +120,6 @@ class Checkpoints(ModelCheckpoint):
         self._recent = [*(path for path in self._recent if path != filepath), filepath]
         super()._save_checkpoint(trainer, filepath)
         self._saved_batches = _batches(trainer)
-
-    def _has_news(self, trainer: pl.Trainer) -> bool:
-        """Whether it has trained, be it a micro-step, since it was saved; what trained no more is saved."""
-        is_trying: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
-        began = self._saved_batches is not None and trainer.state.fn == TrainerFn.FITTING
-        return began and not is_trying and self._saved_batches != _batches(trainer)
 
     def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         super()._save_last_checkpoint(trainer, monitor_candidates)

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
 from alignkit import slurm
+from alignkit.callbacks import Checkpoints
 from alignkit.signals import PATIENCE, Stopped, Watch, current
 
 Value = TypeVar("Value")
@@ -44,10 +44,6 @@ class Agreement:
         largest = torch.tensor(number)
         distributed.all_reduce(largest, distributed.ReduceOp.MAX, self._group)
         return int(largest)
-
-    def least(self, number: int) -> int:
-        """The smallest of them."""
-        return -self.most(-number)
 
 
 class Handling:
@@ -83,7 +79,7 @@ class Stopping(pl.Callback):
         self._watch = current() or Watch()
         self._agreement: Agreement | None = None
         self._requeue: signal.Signals | None = None
-        self._left, self._is_trained = 0, False
+        self._left, self._is_trained, self._is_predicting = 0, False, False
 
     def attach(self, trainer: pl.Trainer) -> None:
         """Makes a trainer end by it, and not as it would on its own."""
@@ -120,13 +116,17 @@ class Stopping(pl.Callback):
         self._is_agreed()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._begin(trainer.num_val_batches, BATCH)
-            if self._is_agreed():
-                self._leave_validation(trainer)
+        if trainer.sanity_checking:
+            return
+        # no process asks after a batch that another one has not: that one is where they must not wait for it
+        self._left = -self._most(-_counted(trainer.num_val_batches))
+        self._watch.is_waiting, self._watch.promise = True, BATCH
+        if self._is_agreed():
+            self._leave_validation(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if not trainer.sanity_checking and self._go_on():
+        self._left -= 1
+        if self._left >= 0 and not trainer.sanity_checking and self._is_agreed():
             self._leave_validation(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -137,16 +137,25 @@ class Stopping(pl.Callback):
             raise Stopped(self.number)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin(trainer.num_predict_batches, BATCH)
+        self._watch.is_waiting, self._watch.promise = True, BATCH
+        self._left, self._is_predicting = self._most(_counted(trainer.num_predict_batches)), True
         self._end()
 
     def on_predict_batch_end(self, *_: Any) -> None:
-        if self._go_on():
-            raise Stopped(self.number)
+        self._left -= 1
+        self._end()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end()
+        while self._left > 0:  # other processes have more batches, and ask after each
+            self.on_predict_batch_end()
         self._watch.is_waiting = False
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Takes part where this process had nothing to predict, and was not asked before."""
+        if stage == "predict" and not self._is_predicting:
+            self.on_predict_start(trainer, pl_module)
+            self.on_predict_end(trainer, pl_module)
+        self._is_predicting = False
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -161,20 +170,22 @@ class Stopping(pl.Callback):
 
     def paced(self, values: Iterable[Value], count: int) -> Iterator[Value]:
         """As the function of this name."""
-        assert self._agreement is not None
         promise, self._watch.promise = self._watch.promise, FILE
         several = iter(values)
-        for _ in range(self._agreement.most(count)):
+        for _ in range(self._most(count)):
             yield from islice(several, 1)
             self._end()
         yield from several
         self._watch.promise = promise
 
+    def _most(self, number: int) -> int:
+        assert self._agreement is not None
+        return self._agreement.most(number)
+
     def _is_agreed(self) -> bool:
         """Whether any process was told; to be asked by all of them."""
-        assert self._agreement is not None
         if not self.number:
-            self.number = self._agreement.most(self._watch.number or 0)
+            self.number = self._most(self._watch.number or 0)
             if self.number:
                 self._watch.told(self.number)
                 self._watch.number, self._watch.patience = self.number, PATIENCE
@@ -192,17 +203,6 @@ class Stopping(pl.Callback):
     def _end(self) -> None:
         if self._is_agreed():
             raise Stopped(self.number)
-
-    def _begin(self, batches: Sequence[int | float], promise: str) -> None:
-        """Begins batches, of which another process may have fewer."""
-        assert self._agreement is not None
-        self._watch.is_waiting, self._watch.promise = True, promise
-        self._left = self._agreement.least(int(min(sum(batches), UNENDING)))
-
-    def _go_on(self) -> bool:
-        """Whether to end after a batch; no process asks where one has no batch any more."""
-        self._left -= 1
-        return self._left >= 0 and self._is_agreed()
 
     def _leave_validation(self, trainer: pl.Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -230,11 +230,19 @@ def paced(trainer: pl.Trainer, values: Iterable[Value], count: int) -> Iterator[
 
 def how_to_go_on(trainer: pl.Trainer) -> str:
     """Where a run is saved, and the command that goes on with it."""
-    run, checkpoint = Path(trainer.default_root_dir), trainer.checkpoint_callback
-    if not isinstance(checkpoint, ModelCheckpoint):
-        return "nothing is saved: trainer.enable_checkpointing is false"
-    last = Path(checkpoint.last_model_path)
+    run = Path(trainer.default_root_dir)
+    own = [checkpoint for checkpoint in trainer.checkpoint_callbacks if isinstance(checkpoint, Checkpoints)]
+    if not own:
+        return "nothing is saved: the run was told to save no checkpoints"
+    last = Path(own[0].last_model_path)
     if not last.is_file():
         return "nothing was trained, and nothing saved"
+    where = f"saved in {last.resolve()}"
+    if own[0].has_news(trainer):
+        where = f"it could not be saved as it is, but what was saved before stands in {last.resolve()}"
     command = ["alignkit", "fit", "--config", str(run / CONFIG), "--run", str(run), "--ckpt_path", "last"]
-    return f"saved in {last.resolve()}; go on with\n{shlex.join(command)}"
+    return f"{where}; go on with\n{shlex.join(command)}"
+
+
+def _counted(batches: Sequence[int | float]) -> int:
+    return int(min(sum(batches), UNENDING))
