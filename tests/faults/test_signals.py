@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,6 @@ from alignkit.testing import ToyBackbone, ToyPairs
 from alignkit_diffusion_dpo.objective import DiffusionDPO
 from alignkit_standard.sampler import SharedNoise
 
-TOLD = f"{__name__}.Told" if __name__.startswith("tests.") else "tests.faults.test_signals.Told"
 # 32 pairs without ties: epochs of 8 micro-steps; 3 batches of held-out pairs
 CONFIG = """
 seed_everything: 3
@@ -59,8 +59,8 @@ class Told(pl.Callback):
 
     found: ClassVar[dict[int, float]] = {}
 
-    def __init__(self, hook: str = "", call: int = 1, numbers: list[int] | None = None) -> None:
-        self.hook, self.call, self.numbers, self._calls = hook, call, numbers or [signal.SIGTERM], 0
+    def __init__(self, hook: str = "", call: int = 1, *numbers: int) -> None:
+        self.call, self.numbers, self._calls = call, numbers or (signal.SIGTERM,), 0
         if hook:
             setattr(self, hook, self._count)
 
@@ -77,29 +77,34 @@ class Told(pl.Callback):
 Run = Callable[..., tuple[int, str]]
 
 
+@contextmanager
+def told_by(told: Told) -> Iterator[None]:
+    """Gives runs one more callback, of which their configs know nothing."""
+    own = AlignModule.configure_callbacks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AlignModule, "configure_callbacks", lambda module: [*own(module), told])
+        yield
+
+
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """`alignkit fit` in this process; gives its exit code and what it said."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.yaml").write_text(CONFIG)
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
 
-    def run(*arguments: str) -> tuple[int, str]:
+    def run(*arguments: str, told: Told | None = None) -> tuple[int, str]:
         monkeypatch.delenv("ALIGNKIT_RUN", raising=False)
         Told.found.clear()
         capfd.readouterr()
-        code = main(["fit", "--config", "toy.yaml", "--run", "run", *arguments])
+        with told_by(told or Told()):
+            code = main(["fit", "--config", "toy.yaml", "--run", "run", *arguments])
         return code, capfd.readouterr().err
 
     yield run
     monkeypatch.delenv("ALIGNKIT_RUN", raising=False)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-
-
-def told(hook: str, call: int = 1, *numbers: int) -> list[str]:
-    given = list(numbers or (signal.SIGTERM,))
-    options = {"hook": hook, "call": call, "numbers": [int(number) for number in given]}
-    return [f"--trainer.callbacks+={TOLD}", *(f"--trainer.callbacks.{k}={v}" for k, v in options.items())]
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -111,10 +116,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, 
     """A run that nobody told anything, and what its validations found."""
     folder = tmp_path_factory.mktemp("straight")
     (folder / "toy.yaml").write_text(CONFIG)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, told_by(Told()):
         patch.setenv("ALIGNKIT_RUN", str(folder / "run"))
         Told.found.clear()
-        assert main(["fit", "--config", str(folder / "toy.yaml"), f"--trainer.callbacks+={TOLD}"]) == 0
+        assert main(["fit", "--config", str(folder / "toy.yaml")]) == 0
     return folder / "run", dict(Told.found)
 
 
@@ -151,7 +156,7 @@ def test_a_run_is_saved_once_and_goes_on_as_if_nothing_had_been(
         save(self, checkpoint, path, **options)
 
     monkeypatch.setattr(CheckpointFiles, "save_checkpoint", noted)
-    code, said = fit(*told(hook, call))
+    code, said = fit(told=Told(hook, call))
     assert code == 143, said
     assert said.count("once more to stop at once") == 1
     assert "SIGTERM: " in said
@@ -161,7 +166,7 @@ def test_a_run_is_saved_once_and_goes_on_as_if_nothing_had_been(
     assert last["global_step"] == step
     assert saved == [str(number) for number in (6, 12) if number < step] + [str(step)]
     before = dict(Told.found)
-    code, said = fit(f"--trainer.callbacks+={TOLD}", "--ckpt_path", "last")
+    code, said = fit("--ckpt_path", "last")
     assert code == 0, said
     ours, theirs = weights(tmp_path / "run"), weights(straight[0])
     assert ours.keys() == theirs.keys()
@@ -170,7 +175,7 @@ def test_a_run_is_saved_once_and_goes_on_as_if_nothing_had_been(
 
 
 def test_ctrl_c_is_as_sigterm_with_another_code(fit: Run, tmp_path: Path) -> None:
-    code, said = fit(*told("on_before_backward", 3, signal.SIGINT))
+    code, said = fit(told=Told("on_before_backward", 3, signal.SIGINT))
     assert code == 130
     assert "SIGINT: saving after this micro-step; once more to stop at once\n" in said
     assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 3
@@ -179,20 +184,20 @@ def test_ctrl_c_is_as_sigterm_with_another_code(fit: Run, tmp_path: Path) -> Non
 def test_whoever_is_told_before_anything_leaves_nothing(fit: Run, tmp_path: Path) -> None:
     """Once more is possible there: what a run has made before its first micro-step can be made anew."""
     for hook in ("setup", "on_fit_start"):
-        code, said = fit(*told(hook))
+        code, said = fit(told=Told(hook))
         assert (code, "Traceback" in said) == (143, False), said
         assert said.endswith("alignkit: stopped; nothing was trained, and nothing saved\n")
         assert not (tmp_path / "run").exists()
-    code, said = fit(*told("on_train_start"))
+    code, said = fit(told=Told("on_train_start"))
     assert code == 143
     assert said.endswith("alignkit: stopped; nothing was trained, and nothing saved\n")
 
 
 def test_a_resumed_run_that_is_told_at_once_is_as_it_was(fit: Run, tmp_path: Path) -> None:
-    fit(*told("on_train_batch_end", 3))
+    fit(told=Told("on_train_batch_end", 3))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()}
     for hook in ("setup", "on_fit_start", "on_train_start"):
-        code, _ = fit(*told(hook), "--ckpt_path", "last")
+        code, _ = fit("--ckpt_path", "last", told=Told(hook))
         assert code == 143
         assert {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()} == before
 
@@ -304,7 +309,7 @@ def test_mid_accumulation_is_saved_as_it_is(fit: Run, tmp_path: Path) -> None:
     assert fit(*options)[0] == 0
     theirs = weights(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "straight")
-    code, said = fit(*options, *told("on_before_backward", 5))
+    code, said = fit(*options, told=Told("on_before_backward", 5))
     assert code == 143, said
     last = read(tmp_path / "run/checkpoints/last.ckpt")
     loops = last["loops"]["fit_loop"]
@@ -367,7 +372,7 @@ def test_a_requeued_job_goes_on_in_its_folder_by_itself(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "another").touch()
     before = signal.getsignal(signal.SIGUSR1)
-    code, said = fit(*told("on_before_backward", 9, signal.SIGUSR1))
+    code, said = fit(told=Told("on_before_backward", 9, signal.SIGUSR1))
     assert (code, "Traceback" in said) == (128 + signal.SIGUSR1, False), said
     assert "SIGUSR1: saving after this micro-step" in said
     assert said.endswith("; job 4711 is requeued and goes on by itself\n")
@@ -392,7 +397,7 @@ def test_a_job_in_an_array_that_cannot_be_requeued_says_so(
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n")
-    code, said = fit(*told("on_before_backward", 2, signal.SIGUSR1))
+    code, said = fit(told=Told("on_before_backward", 2, signal.SIGUSR1))
     assert code == 128 + signal.SIGUSR1
     assert "scontrol requeue 40_2 failed: no such partition; submit the job again" in said
     assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2
@@ -402,8 +407,8 @@ def test_a_job_that_is_not_requeued_gets_plain_sigterm(fit: Run, cluster: Path, 
     plain = "--trainer.plugins={class_path: lightning.pytorch.plugins.environments.SLURMEnvironment, "
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        given = told("on_before_backward", 2, signal.SIGUSR1, signal.SIGTERM)
-        code, said = fit(plain + "init_args: {auto_requeue: false}}", *given)
+        told = Told("on_before_backward", 2, signal.SIGUSR1, signal.SIGTERM)
+        code, said = fit(plain + "init_args: {auto_requeue: false}}", told=told)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert code == 143, said
