@@ -93,6 +93,8 @@ class Predicting(pl.LightningModule):
         store: Store,
     ) -> None:
         super().__init__()
+        # there may be less to do than processes
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self._jobs, self._models, self._sampling = jobs, models, sampling
         self._scorers, self._store = scorers, store
         self._loaded: tuple[int, nn.Module] | None = None

@@ -1,9 +1,13 @@
 """Signals to whole runs: what is saved, how it ends, and that it goes on as if nothing had been."""
 
+import ctypes
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -126,17 +130,22 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, 
 @pytest.mark.parametrize(
     ("hook", "call", "step"),
     [
-        ("on_train_batch_start", 1, 1),
         ("on_before_backward", 5, 5),
-        ("on_before_optimizer_step", 8, 8),
-        ("on_train_batch_end", 6, 6),
         ("on_train_epoch_end", 1, 8),
-        ("on_train_epoch_start", 2, 9),
-        ("on_validation_start", 1, 6),
         ("on_validation_batch_start", 2, 6),
-        ("on_validation_batch_end", 3, 6),
-        ("on_validation_epoch_end", 2, 12),
         ("on_train_batch_end", 14, 14),
+        *(
+            pytest.param(*place, marks=pytest.mark.slow)
+            for place in [
+                ("on_train_batch_start", 1, 1),
+                ("on_before_optimizer_step", 8, 8),
+                ("on_train_batch_end", 6, 6),
+                ("on_train_epoch_start", 2, 9),
+                ("on_validation_start", 1, 6),
+                ("on_validation_batch_end", 3, 6),
+                ("on_validation_epoch_end", 2, 12),
+            ]
+        ),
     ],
 )
 def test_a_run_is_saved_once_and_goes_on_as_if_nothing_had_been(
@@ -413,3 +422,91 @@ def test_a_job_that_is_not_requeued_gets_plain_sigterm(fit: Run, cluster: Path, 
         signal.signal(signal.SIGUSR1, before)
     assert code == 143, said
     assert not cluster.exists()
+
+
+class Stuck(pl.Callback):
+    """Waits after the third micro-step for what never comes, as a collective does whose peer hangs."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            print("stuck", flush=True)
+            library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            for _ in range(2):  # no signal interrupts it
+                library.pthread_mutex_lock(mutex)
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`alignkit fit` as a process, in a group of its own, of which nothing is left at the end."""
+    (folder / "toy.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "alignkit.cli", "fit", "--config", "toy.yaml", "--run", "run"]
+    endless = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=20", "--samples.num_prompts=0"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    process = subprocess.Popen(
+        [*command, *endless, *arguments],
+        cwd=folder,
+        env={name: value for name, value in environment.items() if name != "ALIGNKIT_RUN"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+def assert_nothing_is_left(process: subprocess.Popen[str]) -> None:
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "whom"), [(signal.SIGTERM, "group"), (signal.SIGINT, "second")])
+def test_two_processes_end_together_whoever_is_told(tmp_path: Path, number: int, whom: str) -> None:
+    """Both and their loaders' workers, as a cluster or a terminal does; or the second one alone."""
+    ddp = ("--trainer.devices=2", "--trainer.strategy=ddp", f"--data.num_workers={int(whom == 'group')}")
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    with started(tmp_path, *ddp) as process:
+        wait_for(last, process)
+        if whom == "group":
+            os.killpg(process.pid, number)
+        else:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[0]), number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, said
+        assert_nothing_is_left(process)
+    assert said.count(f"{signal.Signals(number).name}: saving after this micro-step") == 1
+    assert said.count("alignkit: stopped; saved in") == 1
+    for trouble in ("Traceback", "Error", "Connection", "terminated"):
+        assert trouble not in said
+    # those of the validations, and the one that was saved now
+    steps = sorted(read(path)["global_step"] for path in last.parent.glob("epoch*"))
+    assert read(last)["global_step"] == steps[-1]
+    assert len(steps) == 2
+    assert [step % 20 for step in steps[:-1]] == [0]
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_what_hangs(tmp_path: Path) -> None:
+    stuck = f"--trainer.callbacks+={Stuck.__module__}.Stuck"
+    with started(tmp_path, stuck) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stuck\n"
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 143
+        assert_nothing_is_left(process)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))

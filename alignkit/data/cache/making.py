@@ -69,6 +69,8 @@ class Making(pl.LightningModule):
 
     def __init__(self, backbone: Backbone, data: AlignData, wanted: Wanted) -> None:
         super().__init__()
+        # there may be less to do than processes
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.backbone, self.data, self.wanted = backbone, data, wanted
         self.dtype_stored: torch.dtype = getattr(torch, str(wanted.origin.dtype))
         self._unreadable = {
