@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,7 +82,7 @@ Run = Callable[..., tuple[int, str]]
 
 
 @contextmanager
-def told_by(told: Told) -> Iterator[None]:
+def told_by(told: pl.Callback) -> Iterator[None]:
     """Gives runs one more callback, of which their configs know nothing."""
     own = AlignModule.configure_callbacks
     with pytest.MonkeyPatch.context() as patch:
@@ -435,11 +435,20 @@ class Stuck(pl.Callback):
                 library.pthread_mutex_lock(mutex)
 
 
+MAIN = ("-m", "alignkit.cli")
+STUCK = """
+import sys
+from tests.faults.test_signals import Stuck, main, told_by
+with told_by(Stuck()):
+    sys.exit(main())
+"""
+
+
 @contextmanager
-def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, *arguments: str, start: Sequence[str] = MAIN) -> Iterator[subprocess.Popen[str]]:
     """`alignkit fit` as a process, in a group of its own, of which nothing is left at the end."""
     (folder / "toy.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "alignkit.cli", "fit", "--config", "toy.yaml", "--run", "run"]
+    command = [sys.executable, *start, "fit", "--config", "toy.yaml", "--run", "run"]
     endless = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=20", "--samples.num_prompts=0"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
     process = subprocess.Popen(
@@ -499,8 +508,7 @@ def test_two_processes_end_together_whoever_is_told(tmp_path: Path, number: int,
 
 @pytest.mark.slow
 def test_a_second_signal_ends_what_hangs(tmp_path: Path) -> None:
-    stuck = f"--trainer.callbacks+={Stuck.__module__}.Stuck"
-    with started(tmp_path, stuck) as process:
+    with started(tmp_path, start=("-c", STUCK)) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "stuck\n"
         process.send_signal(signal.SIGTERM)
