@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import warnings
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -144,7 +145,7 @@ class CLI(LightningCLI):
                 ALLOW,
                 action="append",
                 type=str,
-                default=[],
+                default=SUPPRESS,  # no key of a config that is printed
                 metavar="KEY",
                 help="with --ckpt_path: a key that may differ from the run's so far, or what it is a part "
                 "of; also data and reference. Give it once for each. Checkpoints and summary.json tell of it",

@@ -155,7 +155,10 @@ class Resuming(pl.Callback):
         for number in (pl_module.seed, trainer.current_epoch, batch_idx, trainer.global_rank):
             assert isinstance(number, int)
             seed = (seed * 1_000_003 + number) % 2**63
-        torch.manual_seed(seed)
+        # not torch.manual_seed: it is slow where CUDA is not in use
+        torch.default_generator.manual_seed(seed)
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         if self._is_resumed:  # a validation that is not done anew is counted for loggers
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
             self._is_resumed = False

@@ -56,6 +56,28 @@ def test_goes_on_where_it_stopped(stop: int, num_workers: int) -> None:
     assert list(resumed) == second
 
 
+@pytest.mark.parametrize(("accumulated", "batches"), [(1, 5), (2, 4), (3, 3), (6, 5)])
+def test_an_epoch_is_of_full_steps_if_it_has_one(accumulated: int, batches: int) -> None:
+    """22 records are five batches of four."""
+    accumulating = loader(accumulated=accumulated)
+    assert len(accumulating) == batches
+    assert list(accumulating) == list(loader())[:batches]
+
+
+def test_other_ranks_and_batch_sizes_go_on_with_the_records_that_are_left() -> None:
+    whole = list(loader())
+    stopped = loader()
+    batches = iter(stopped)
+    for _ in range(3):
+        next(batches)
+    ranks = [loader(rank, 3, batch_size=2) for rank in range(3)]
+    for each in ranks:
+        each.load_state_dict(stopped.state_dict())
+    assert sorted(place for each in ranks for place in next(iter(each))) == sorted(whole[3] + whole[4][:2])
+    with pytest.raises(ValueError, match="is 12 pairs into an epoch, no multiple of the 5 that all devices"):
+        loader(batch_size=5).load_state_dict(stopped.state_dict())
+
+
 def test_too_few_pairs_for_a_step_are_refused() -> None:
     data = AlignData(NoisyPairs(10), batch_size=16, resolution=16)
     with pytest.raises(ValueError, match="8 training pairs are fewer than the 16 of one step"):
