@@ -21,28 +21,45 @@ class Average:
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"Average: decay must be between 0 and 1, got {decay}")
-        self.decay, self.updates = decay, 0
+        self.decay = decay
+        self.updates = torch.zeros(())
         self.weights: dict[str, Tensor] = {}
 
     def start(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Begins anew with the weights as they are."""
-        self.weights, self.updates = {name: weight.detach().clone() for name, weight in weights}, 0
+        self.weights = {name: weight.detach().clone() for name, weight in weights}
+        self.updates = torch.zeros(())
 
     @torch.no_grad()
-    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes in one step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
-        self.updates += 1
-        for name, weight in weights:
-            self.weights[name] = self.weights[name].to(weight.device).lerp_(weight, 1 - decay)
+    def update(self, weights: Iterable[tuple[str, Tensor]], skipped: Tensor | None = None) -> None:
+        """Takes in one step.
+
+        Args:
+            weights: those of the step, finite.
+            skipped: whether the step changed no weight, and so is none; that is not looked at here, so that
+                nothing waits for the device.
+        """
+        for place, (name, weight) in enumerate(weights):
+            if not place:
+                share = self._share(weight, skipped)
+            self.weights[name] = self.weights[name].to(weight.device).lerp_(weight, share.to(weight))
+
+    def _share(self, like: Tensor, skipped: Tensor | None) -> Tensor:
+        """How much of a step is taken in, a scalar on the device of a weight; counts the step."""
+        exact = torch.promote_types(like.dtype, torch.float32)
+        updates = self.updates.to(like.device, exact)
+        share = torch.where(updates == 0, 1.0, (9 / (10 + updates)).clamp(min=1 - self.decay))
+        taken = torch.ones_like(share) if skipped is None else 1 - skipped.to(share)
+        self.updates = updates + taken
+        return share * taken
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and number of updates."""
-        return {"average": self.weights, "updates": self.updates}
+        return {"average": self.weights, "updates": int(self.updates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where ``state_dict`` was taken."""
-        self.weights, self.updates = state["average"], state["updates"]
+        self.weights, self.updates = state["average"], torch.tensor(float(state["updates"]))
 
 
 class Averaged(nn.Module):
@@ -91,10 +108,11 @@ class Snapshots(pl.Callback):
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
-        policy = module.policy
+        policy, skipped = module.policy, module.skipped
         assert isinstance(policy, nn.Module)
+        assert not isinstance(skipped, nn.Module)
         for average in self.averages:
-            average.update(trainable(policy))
+            average.update(trainable(policy), skipped)
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": [average.state_dict() for average in self.averages], "step": self._step}

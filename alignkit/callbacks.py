@@ -206,7 +206,8 @@ class EMA(pl.Callback):
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
-        self._average.update(trainable(_policy(module)))
+        assert isinstance(module, AlignModule)
+        self._average.update(trainable(_policy(module)), module.skipped)
 
     @torch.no_grad()
     def _swap(self, module: pl.LightningModule) -> None:

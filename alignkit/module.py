@@ -9,6 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from alignkit import rules
 from alignkit.averages import Snapshots
@@ -76,6 +77,12 @@ class AlignModule(pl.LightningModule):
         self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
         self.policy: nn.Module | None = None
         self.lr_factor = 1.0
+        # what guards see and say: see ``alignkit.guards``
+        self.lr_scale = 1.0
+        self.seen: dict[str, Tensor] = {}
+        self.grad_norm: Tensor | None = None
+        self.skipped: Tensor | None = None
+        self.outcome: dict[str, Any] = {}
         self._snapshots = Snapshots(weighting.snapshots) if weighting and weighting.snapshots else None
         self._compiled = Compiled(compile)
         self._start_checked = False
@@ -125,7 +132,9 @@ class AlignModule(pl.LightningModule):
         weights = self._weigh(scored, batch)
         loss = self._loss(scored._replace(margin_B=weights.margin_B), batch)
         self._report(scored, loss, weights, len(batch.prompts))
-        return (weights.weight_B * loss.loss_B).mean()
+        trained = (weights.weight_B * loss.loss_B).mean()
+        self.seen["trained"] = trained.detach()
+        return trained
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self.training_step(batch, batch_idx)
@@ -134,9 +143,24 @@ class AlignModule(pl.LightningModule):
         assert self.policy is not None
         optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
         ramp = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.lr_factor * min(1.0, (step + 1) / (self.warmup_steps or 1))
+            optimizer,
+            lambda step: self.lr_scale * self.lr_factor * min(1.0, (step + 1) / (self.warmup_steps or 1)),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm that a guard has computed, if one has."""
+        norm, self.grad_norm = self.grad_norm, None
+        if norm is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        weights = self.trainer.precision_plugin.main_params(optimizer)
+        torch.nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained."""
@@ -223,7 +247,7 @@ class AlignModule(pl.LightningModule):
         if {"winner_mse", "ref_winner_mse"} <= logs.keys():
             logs["winner_mse_change"] = logs["winner_mse"] - logs["ref_winner_mse"]
             logs["loser_mse_change"] = logs["loser_mse"] - logs["ref_loser_mse"]
-        means = mean_logs(logs)
+        self.seen = means = mean_logs(logs)
         if not self.trainer.training:
             self.log_dict({f"val/{k}": v for k, v in means.items()}, batch_size=count, sync_dist=True)
             return
@@ -247,6 +271,8 @@ class AlignModule(pl.LightningModule):
             return
         name, margin = type(self.objective).__name__, float(loss.logs.get("rewards/margins", 0.0))
         found_B = loss.loss_B.detach()
+        if not found_B.isfinite().all():  # of bad data; what then happens is up to the guards
+            return
         if margin != 0 or not torch.allclose(found_B, torch.full_like(found_B, expected), rtol=1e-6, atol=0):
             raise ValueError(
                 "first batch: policy and reference should be equal, but the margin is "

@@ -26,6 +26,7 @@ from alignkit.commandline import refusals
 from alignkit.data import AlignData
 from alignkit.declared import declared
 from alignkit.evaluation import Evaluation
+from alignkit.guards import Guards
 from alignkit.mistakes import Given, UsageError
 from alignkit.module import AlignModule
 from alignkit.naming import OPTIMIZERS, PLACES, absolute, expand_arguments, expand_config
@@ -158,6 +159,7 @@ class CLI(LightningCLI):
         parser.link_arguments("optimizer", "model.optimizer")
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(Guards, "guards")
         parser.link_arguments(
             ("objective", "sampler"), "data.reads", compute_fn=_reads, apply_on="instantiate"
         )

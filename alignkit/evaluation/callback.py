@@ -103,6 +103,7 @@ class Evaluation(pl.Callback):
         summary: dict[str, Any] = {
             "objective": type(module.objective).__name__,
             **self._facts,
+            **module.outcome,
             "held_out": {
                 name.removeprefix("val/"): round(float(value), 6)
                 for name, value in trainer.callback_metrics.items()

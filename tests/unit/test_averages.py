@@ -64,7 +64,7 @@ def test_a_forward_with_averaged_weights_leaves_a_pending_backward_pass_alone(ne
 
 def test_snapshots_follow_optimizer_steps_not_batches_and_survive_a_checkpoint(network: nn.Module) -> None:
     """Two updates to 1 and 2 at decay 0.5: the first copies, the second keeps min(0.5, 2/11) = 2/11."""
-    snapshots, module = Snapshots((0.5,)), Mock(policy=network)
+    snapshots, module = Snapshots((0.5,)), Mock(policy=network, skipped=None)
     snapshots.networks(network)
     snapshots.on_train_start(Mock(global_step=0), module)
     for step in (1, 2):
