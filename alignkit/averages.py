@@ -48,7 +48,9 @@ class Average:
         """How much of a step is taken in, a scalar on the device of a weight; counts the step."""
         exact = torch.promote_types(like.dtype, torch.float32)
         updates = self.updates.to(like.device, exact)
-        share = torch.where(updates == 0, 1.0, (9 / (10 + updates)).clamp(min=1 - self.decay))
+        # a number divided by a tensor would be rounded twice
+        early = torch.full_like(updates, 9.0) / (10 + updates)
+        share = torch.where(updates == 0, 1.0, early.clamp(min=1 - self.decay))
         taken = torch.ones_like(share) if skipped is None else 1 - skipped.to(share)
         self.updates = updates + taken
         return share * taken

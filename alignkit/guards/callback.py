@@ -260,7 +260,7 @@ class Guards(pl.Callback):
                 f"the updates of {count} steps in a row, up to step {last}, were left out, so the run stops. "
                 f"What was wrong, with which samples, stands in {Path(trainer.default_root_dir) / FILE}. If "
                 "it is always the same samples, leave them out; if not, try a lower learning rate, a smaller "
-                "beta, gradient clipping, or 32-true; guards.max_skipped says after how many steps a run stops"
+                "beta, gradient clipping, or 32-true; guards.max_skipped says after how many a run stops"
             )
         if not self._sees_displacement(module):
             return
@@ -270,8 +270,8 @@ class Guards(pl.Callback):
         elif not self._alarmed:
             told = (
                 f"step {trainer.global_step}: for {steps} steps the errors of winner and loser have both "
-                f"been more than {self._displacement.threshold:g} times the reference's error above it; now by "
-                f"{self._displacement.rise().item():.3g} times"
+                f"been more than {self._displacement.threshold:g} times the reference's error above it; "
+                f"now by {self._displacement.rise().item():.3g} times"
             )
             if self._action(trainer, module, Alarm(told, trainer.global_step - steps + 1)):
                 self._displacement.forget()
