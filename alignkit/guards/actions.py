@@ -16,7 +16,7 @@ from alignkit.checkpoints.folder import in_folder
 from alignkit.guards.stopping import StoppedError
 from alignkit.module import AlignModule
 
-ADVICE = "a lower learning rate, a larger beta or fewer steps keep it nearer to the reference"
+ADVICE = "A lower learning rate, a larger beta or fewer steps keep it nearer to the reference"
 
 
 class Alarm(NamedTuple):
@@ -55,7 +55,7 @@ class Warn(Action):
 
     def __call__(self, trainer: pl.Trainer, module: AlignModule, alarm: Alarm) -> bool:
         self.times += 1
-        rank_zero_warn(f"{alarm.told}; {ADVICE}")
+        rank_zero_warn(f"{alarm.told}\n{ADVICE}")
         return False
 
 
@@ -64,7 +64,7 @@ class LowerLR(Action):
 
     def __call__(self, trainer: pl.Trainer, module: AlignModule, alarm: Alarm) -> bool:
         if self.times == self.most:
-            rank_zero_warn(f"{alarm.told}; the learning rate was halved {self.times} times; {ADVICE}")
+            rank_zero_warn(f"{alarm.told}; the learning rate was halved {self.times} times\n{ADVICE}")
             return False
         self.times += 1
         _halve(trainer, module, [group["lr"] for group in _groups(trainer)])
@@ -80,7 +80,7 @@ class RollBack(Action):
 
     def __call__(self, trainer: pl.Trainer, module: AlignModule, alarm: Alarm) -> bool:
         if self.times == self.most:
-            raise StoppedError(f"{alarm.told}, though the run was rolled back {self.times} times; {ADVICE}")
+            raise StoppedError(f"{alarm.told}, though the run was rolled back {self.times} times\n{ADVICE}")
         self.times += 1
         path, checkpoint = self._good(trainer, alarm)
         rates = [group["lr"] for group in _groups(trainer)]
@@ -114,8 +114,8 @@ class RollBack(Action):
                 except ValueError:  # it is damaged
                     continue
         raise StoppedError(
-            f"{alarm.told}; there is no good checkpoint of before step {alarm.since} to roll back to: save "
-            f"more often, by trainer.val_check_interval. {ADVICE.capitalize()}"
+            f"{alarm.told}\nThere is no good checkpoint of before step {alarm.since} to roll back to: save "
+            f"more often, by trainer.val_check_interval\n{ADVICE}"
         )
 
 
@@ -124,7 +124,7 @@ class Stop(Action):
 
     def __call__(self, trainer: pl.Trainer, module: AlignModule, alarm: Alarm) -> bool:
         self.times += 1
-        raise StoppedError(f"{alarm.told}; the run stops here, as guards.displacement asks; {ADVICE}")
+        raise StoppedError(f"{alarm.told}; the run stops here, as guards.displacement asks\n{ADVICE}")
 
 
 def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:

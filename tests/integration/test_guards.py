@@ -246,7 +246,7 @@ def test_a_step_that_is_not_finite_is_left_out_as_by_hand(
 
 def test_without_guards_the_same_fault_spoils_all_weights(tmp_path: Path) -> None:
     """So that the tests above cannot pass by themselves."""
-    off = Guards(nonfinite="off", spikes="off", displacement="off")
+    off = Guards(nonfinite="ignore", spikes="ignore", displacement="ignore")
     _, _, left = trained(tmp_path, batches(STEPS, nan=3), OPTIMIZERS["fused AdamW"], [off])
     assert not all(weight.isfinite().all() for weight in left.weights.values())
 
@@ -256,7 +256,7 @@ def test_without_guards_the_same_fault_spoils_all_weights(tmp_path: Path) -> Non
 def test_guards_change_nothing_while_all_is_well(
     tmp_path: Path, optimizer: Callable[..., Optimizer], clip: float | None
 ) -> None:
-    off = Guards(nonfinite="off", spikes="off", displacement="off")
+    off = Guards(nonfinite="ignore", spikes="ignore", displacement="ignore")
     runs = [
         trained(tmp_path, batches(STEPS), optimizer, [guards], gradient_clip_val=clip)[2]
         for guards in (off, Guards(spikes="skip"))
@@ -438,12 +438,12 @@ def test_displacement_rolls_back_to_before_it_began_and_the_data_goes_on(tmp_pat
 
 
 def test_a_run_that_cannot_be_rolled_back_stops(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError, match=r"there is no good checkpoint of before step 1 to roll back to"):
+    with pytest.raises(StoppedError, match=r"There is no good checkpoint of before step 1 to roll back to"):
         displaced(tmp_path, "roll_back", range(8), **saving(tmp_path))
 
 
 def test_a_run_that_was_rolled_back_often_enough_stops(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError, match=r"step 8: .* though the run was rolled back 1 times"):
+    with pytest.raises(StoppedError, match=r"step 8: .*, though the run was rolled back 1 times"):
         displaced(tmp_path, "roll_back", range(3, 8), **saving(tmp_path))
 
 
@@ -525,6 +525,9 @@ class Keep(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def setup(self, *_: object, **__: object) -> None:
+        torch.set_num_threads(1)  # a forked process has none of its parent's threads
+
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         torch.save(module.policy.state_dict(), self.folder / f"{trainer.global_rank}.pt")
 
@@ -541,7 +544,39 @@ class Part(pl.LightningDataModule):
         return loader(self.given[self.trainer.global_rank :: self.trainer.world_size])
 
 
-@pytest.mark.slow
+def test_a_run_of_the_command_line_stops_with_words_and_keeps_what_was_good(
+    alignkit: Callable[..., tuple[int, str, str]], pipeline: Path, tmp_path: Path
+) -> None:
+    """A learning rate of 1e30 makes weights that give no numbers, from the second step on."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"""
+objective: {{name: DiffusionDPO, beta: 200.0}}
+sampler: SharedNoise
+backbone: {{name: StableDiffusion, path: {pipeline}}}
+optimizer: {{name: AdamW, lr: 1.0e+30}}
+data:
+  train: {{class_path: tests.integration.conftest.NoisyPairs}}
+  batch_size: 8
+  resolution: 16
+guards: {{max_skipped: 3}}
+trainer: {{accelerator: cpu, devices: 1, max_steps: 9, log_every_n_steps: 1, enable_progress_bar: false}}
+""")
+    with said() as texts:
+        code, _, err = alignkit("fit", "--config", str(path), "--run", "run")
+    assert code == 2, err
+    first, second, third, *_ = err[err.index("alignkit: error: ") :].splitlines()
+    assert first.endswith("the updates of 3 steps in a row, up to step 4, were left out, so the run stops")
+    assert second.startswith(
+        "step 4: loss nan, gradient norm nan: not finite; its update was left out; samples 1"
+    )
+    assert third == "Prompts and all samples stand in run/guards.jsonl"
+    assert "Traceback" not in err
+    assert [text[:7] for text in texts] == ["step 2:", "step 3:", "step 4:"]
+    assert [len(line["samples"][0]["ids"]) for line in written(tmp_path / "run")] == [8, 8, 8]
+    weights = read(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
 def test_all_processes_leave_out_what_one_has_spoilt(tmp_path: Path) -> None:
     """Weights of both equal those of the loop by hand; samples of both are named, the second's is bad."""
     given = batches(2 * STEPS, nan=7)

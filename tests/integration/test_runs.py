@@ -74,6 +74,7 @@ def test_what_a_run_leaves(alignkit: Run, config: str, tmp_path: Path, pipeline:
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 10
     assert 0 <= summary["held_out"]["rewards/accuracies"] <= 1
+    assert summary["guards"]["skipped_steps"] == 0
     events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
     wanted = {
         "rewards/chosen",

@@ -186,8 +186,8 @@ def test_a_line_of_the_file_is_json_and_names_what_is_no_number() -> None:
     assert (told["loss"], told["grad_norm"]) == ("nan", "inf")
     assert [batch["rank"] for batch in told["samples"]] == [0, 1]
     assert sentence(fact, line) == (
-        "step 3: loss nan, gradient norm inf: not finite; its update was left out; samples 5 (micro-batch 1 of "
-        "process 1)"
+        "step 3: loss nan, gradient norm inf: not finite; its update was left out; samples 5 (micro-batch 1 "
+        "of process 1)"
     )
 
 
@@ -195,8 +195,8 @@ def test_a_spike_is_told_with_what_was_before() -> None:
     fact = Fact(False, True, False, 9.0, 1.0, 0.7, 1.0, 0.1, 0.2)
     line = entry(8, fact, [[{"micro_batch": 1, "loss": 9.0, "finite": True, "ids": [5, 6], "prompts": []}]])
     assert sentence(fact, line) == (
-        "step 8: loss 9, gradient norm 1: a spike, the steps before had 0.7 +- 0.1 and 1 +- 0.2; its update was "
-        "made; samples 5, 6"
+        "step 8: loss 9, gradient norm 1: a spike, the steps before had 0.7 +- 0.1 and 1 +- 0.2; its update "
+        "was made; samples 5, 6"
     )
 
 
