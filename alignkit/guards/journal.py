@@ -75,8 +75,8 @@ class Journal:
         if not self._last_of_many:
             return
         raise StoppedError(
-            f"the updates of {self.max_skipped} steps in a row, up to step {self._last_of_many}, were left out, "
-            f"so the run stops\n{self._last_said}\nPrompts and all samples stand in {folder / FILE}\n"
+            f"the updates of {self.max_skipped} steps in a row, up to step {self._last_of_many}, were left "
+            f"out, so the run stops\n{self._last_said}\nPrompts and all samples stand in {folder / FILE}\n"
             "If it is always the same samples, leave them out; if not, try a lower learning rate, a smaller "
             "beta,\ngradient clipping, or 32-true. guards.max_skipped says after how many steps a run stops"
         )

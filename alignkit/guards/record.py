@@ -9,8 +9,6 @@ from alignkit.guards.spikes import Spread
 from alignkit.guards.window import Figures, MicroBatch
 from alignkit.mistakes import listed
 
-SHOWN = 3
-
 
 class Step(NamedTuple):
     """A step, and what guards say of it; flags and figures on the device.
@@ -90,13 +88,16 @@ def sentence(fact: Fact, line: dict[str, Any]) -> str:
     """What is said on the screen of a step."""
     done = "its update was left out" if fact.skipped else "its update was made"
     bad = [batch for batch in line["samples"] if not batch["finite"]]
-    named = bad if fact.bad and bad else line["samples"]
-    ids = listed([str(number) for batch in named for number in batch["ids"]])
-    where = ", ".join(
-        f"micro-batch {batch['micro_batch']} of process {batch['rank']}" for batch in bad[:SHOWN]
-    )
-    where = f" ({where})" if where else ""
-    return f"step {line['step']}: {_reason(fact)}; {done}; samples {ids}{where}"
+    others = [batch for batch in line["samples"] if batch["finite"]]
+    named = f"samples {_ids(others)}"
+    if bad:
+        places = [f"micro-batch {batch['micro_batch']} of process {batch['rank']}" for batch in bad]
+        named = f"samples {_ids(bad)} ({listed(places, 3)})" + f", with them {_ids(others)}" * bool(others)
+    return f"step {line['step']}: {_reason(fact)}; {done}; {named}"
+
+
+def _ids(batches: list[dict[str, Any]]) -> str:
+    return listed([str(sample) for batch in batches for sample in batch["ids"]])
 
 
 def _reason(fact: Fact) -> str:

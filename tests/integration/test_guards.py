@@ -32,6 +32,7 @@ from alignkit.testing.toys import ToyBackbone, ToyPairs, toy_batch
 from alignkit_classics.reference_free import SFT
 from alignkit_diffusion_dpo.objective import DiffusionDPO
 from alignkit_standard.sampler import SharedNoise
+from tests.unit.test_checkpoint_values import assert_same as assert_same_values
 
 STEPS, CLIP, DECAY, WARMUP = 6, 0.05, 0.9, 3
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -491,32 +492,47 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert all(weight.isfinite().all() for weight in read(path)["state_dict"].values())
 
 
-def test_a_run_that_goes_on_skips_the_same_spikes(tmp_path: Path) -> None:
-    """One standard deviation over 6 steps: many are left out, and one too many or too few would show."""
+def in_two(folder: Path, guards: Callable[[], list[pl.Callback]], steps: int, first: int) -> list[Any]:
+    """What a run in one go, and one that goes on from a checkpoint, end with, as they save it."""
 
-    def run(steps: int, **options: Any) -> Left:
-        guards = Guards(spikes="skip", spike_sigmas=1.0, spike_window=6)
+    def run(last: int, **options: Any) -> Any:
         data = AlignData(ToyPairs(40), batch_size=4, resolution=16)
         module = module_of(OPTIMIZERS["fused AdamW"])
-        trainer = trainer_of(tmp_path, [guards], max_steps=steps, plugins=[CheckpointFiles()])
+        trainer = trainer_of(
+            folder, guards(), max_steps=last, plugins=[CheckpointFiles()], log_every_n_steps=1
+        )
         with said():
             trainer.fit(module, datamodule=data, **options)
-        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
-        assert module.policy is not None
-        weights = {name: weight.detach() for name, weight in module.policy.named_parameters()}
-        return Left(weights, weights, trainer.optimizers[0].state_dict())
+        trainer.save_checkpoint(folder / f"{last}.ckpt")
+        state = read(folder / f"{last}.ckpt")
+        return deepcopy((state["state_dict"], state["optimizer_states"], state["callbacks"]["Guards"]))
 
-    expected = run(20)
-    at_end = read(tmp_path / "20.ckpt")["callbacks"]["Guards"]
-    run(11)
-    found = run(20, ckpt_path=tmp_path / "11.ckpt")
-    assert_same(found, expected)
-    again = read(tmp_path / "20.ckpt")["callbacks"]["Guards"]
-    assert torch.equal(again["totals"], at_end["totals"])
-    assert 0 < at_end["totals"][0] < 10
-    for name in ("spikes", "displacement"):
-        assert again[name].keys() == at_end[name].keys()
-        assert all(torch.equal(value, again[name][key]) for key, value in at_end[name].items())
+    straight = run(steps)
+    run(first)
+    return [straight, run(steps, ckpt_path=folder / f"{first}.ckpt")]
+
+
+def test_a_run_that_goes_on_skips_the_same_spikes(tmp_path: Path) -> None:
+    """One standard deviation over 6 steps: many are left out, and one too many or too few would show."""
+    straight, resumed = in_two(
+        tmp_path, lambda: [Guards(spikes="skip", spike_sigmas=1.0, spike_window=6)], 20, 11
+    )
+    assert_same_values(resumed, straight)
+    assert 0 < straight[2]["totals"][0] < 10
+
+
+@pytest.mark.parametrize("first", [5, 6, 7])
+def test_a_run_that_goes_on_has_the_same_learning_rate(tmp_path: Path, first: int) -> None:
+    """Halved after step 6."""
+    straight, resumed = in_two(
+        tmp_path,
+        lambda: [Fallen(range(3, 6)), Guards(displacement="lower_lr", displacement_window=2)],
+        8,
+        first,
+    )
+    assert_same_values(resumed, straight)
+    assert straight[2]["lr_scale"] == 0.5
+    assert straight[1][0]["param_groups"][0]["lr"] == 0.5e-2
 
 
 class Keep(pl.Callback):

@@ -187,7 +187,7 @@ def test_a_line_of_the_file_is_json_and_names_what_is_no_number() -> None:
     assert [batch["rank"] for batch in told["samples"]] == [0, 1]
     assert sentence(fact, line) == (
         "step 3: loss nan, gradient norm inf: not finite; its update was left out; samples 5 (micro-batch 1 "
-        "of process 1)"
+        "of process 1), with them 4"
     )
 
 
