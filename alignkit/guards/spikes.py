@@ -54,6 +54,10 @@ class Spikes:
         self._latest_W2 = torch.where(written_W1, torch.stack([figures.loss, figures.norm]), self._latest_W2)
         self._count = self._count + taken
 
+    def forget(self) -> None:
+        """Begins anew."""
+        self._latest_W2, self._count = torch.zeros_like(self._latest_W2), torch.zeros_like(self._count)
+
     def state_dict(self) -> dict[str, Any]:
         """The latest steps."""
         return {"latest": self._latest_W2, "count": self._count}

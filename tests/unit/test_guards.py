@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +18,12 @@ from alignkit.guards.record import Fact, entry, sentence
 from alignkit.guards.spikes import Spikes
 from alignkit.guards.updates import OnDevice, OnHost, way
 from alignkit.guards.window import CHANGES, Figures, Window
-from alignkit.testing.toys import toy_batch
+from alignkit.module import AlignModule
+from alignkit.rollout import Recipe
+from alignkit.rounds import Rounds
+from alignkit.testing.toys import ToyBackbone, toy_batch
+from alignkit_diffusion_dpo.objective import DiffusionDPO
+from alignkit_standard.sampler import SharedNoise
 
 TAKEN, LEFT_OUT = tensor(True), tensor(False)
 
@@ -212,3 +218,34 @@ def test_a_spike_is_told_with_what_was_before() -> None:
 def test_settings_out_of_range_are_refused(setting: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Guards(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_a_round_begins_with_statistics_of_its_own() -> None:
+    """Its reference is another one: losses begin anew at log 2, and errors at those of the policy."""
+    rounds = Rounds("SelfPlay", 2, Recipe())
+    guards, module = (
+        Guards(displacement_window=1),
+        AlignModule(DiffusionDPO(), SharedNoise(), ToyBackbone(), SGD),
+    )
+    module.seen = {name: tensor(1.0) for name in ("trained", *CHANGES)}
+    trainer = Mock(callbacks=[rounds], global_rank=0, precision_plugin=None, default_root_dir=".")
+    guards.setup(trainer, module, "fit")
+    guards.on_fit_start(trainer, module)
+    guards._spikes.take(figures(1.0), TAKEN)
+    guards._displacement.take(figures(changes=(1.0,) * 4), TAKEN)
+    for number, expected in ((0, 1), (1, 0)):
+        rounds.round = number
+        guards.on_before_backward(trainer, module, tensor(0.0))
+        assert guards._spikes.state_dict()["count"].item() == expected
+        assert guards._displacement.state_dict()["average"].tolist() == [expected] * 4
+
+
+def test_rounds_cannot_be_rolled_back() -> None:
+    trainer = Mock(callbacks=[Rounds("SelfPlay", 2, Recipe())], precision_plugin=None)
+    with pytest.raises(ValueError, match=r"guards\.displacement: roll_back does not go with training"):
+        Guards(displacement="roll_back").setup(trainer, Mock(), "fit")
+
+
+def test_loss_scaling_skips_by_itself() -> None:
+    with pytest.raises(ValueError, match=r"guards\.spikes: skip does not go with .* 16-mixed"):
+        Guards(spikes="skip").setup(Mock(), Mock(), "fit")
