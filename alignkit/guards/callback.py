@@ -7,15 +7,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from alignkit.averages import trainable
 from alignkit.checkpoints import UnsavedError
-from alignkit.distributed import gathered
 from alignkit.guards.actions import Action, Alarm, LowerLR, RollBack, Stop, Warn
 from alignkit.guards.displacement import Displacement
 from alignkit.guards.journal import FILE, Journal
+from alignkit.guards.numbers import not_finite, total_norm
 from alignkit.guards.record import Step
 from alignkit.guards.spikes import Spikes
 from alignkit.guards.updates import scales, way
@@ -153,7 +152,7 @@ class Guards(pl.Callback):
         assert isinstance(pl_module, AlignModule)
         if not self._window.batches:
             return
-        figures, batches = self._window.close(_norm(trainer, pl_module, optimizer))
+        figures, batches = self._window.close(total_norm(trainer, pl_module, optimizer))
         bad = ~(figures.loss.isfinite() & figures.norm.isfinite())
         spiking, spread = self._spikes.judge(figures)
         no = torch.zeros_like(bad)
@@ -180,20 +179,11 @@ class Guards(pl.Callback):
         if step is None:  # gradients are being accumulated
             return
         assert isinstance(pl_module, AlignModule)
-        skipped, spikes = self._totals_2
-        figures = {"skipped": skipped, "spikes": spikes}
-        if not scales(trainer):
-            figures["grad_norm"] = step.figures.norm
-        if self._sees_displacement(pl_module):
-            figures["displacement"] = self._displacement.rise()
-        elif self.displacement not in ("ignore", "warn") and not self._told:
+        if not self._told and not self._sees_displacement(pl_module):
             self._told = True
-            rank_zero_info(
-                f"guards.displacement: {self.displacement} has nothing to look at, since "
-                f"{type(pl_module.objective).__name__} reads no pair or no reference"
-            )
-        pl_module.log_dict({f"guards/{name}": value for name, value in figures.items()}, batch_size=1)
+            self._say_unseen(pl_module)
         if trainer.global_step % _every(trainer) == 0:
+            self._log(trainer, pl_module, step.figures.norm)
             self._read()
             self._act(trainer, pl_module)
 
@@ -224,11 +214,9 @@ class Guards(pl.Callback):
             return
         assert isinstance(pl_module, AlignModule)
         assert pl_module.policy is not None
-        weights = trainable(pl_module.policy)
-        fine_N = torch.stack([_local(weight).isfinite().all() for _, weight in weights])
-        if gathered(fine_N[None]).all():
+        names = not_finite(trainable(pl_module.policy))
+        if not names:
             return
-        names = [name for (name, _), fine in zip(weights, fine_N.tolist(), strict=True) if not fine]
         raise UnsavedError(
             f"after step {trainer.global_step} weights are not finite, such as {listed(names, 3)}: nothing "
             "is saved, and the checkpoints before are as they were\nA lower learning rate may help, or "
@@ -280,6 +268,22 @@ class Guards(pl.Callback):
                 self._alarmed = True
             self._lr_scale = module.lr_scale
 
+    def _log(self, trainer: pl.Trainer, module: AlignModule, norm: Tensor) -> None:
+        skipped, spikes = self._totals_2
+        figures = {"skipped": skipped, "spikes": spikes}
+        if not scales(trainer):
+            figures["grad_norm"] = norm
+        if self._sees_displacement(module):
+            figures["displacement"] = self._displacement.rise()
+        module.log_dict({f"guards/{name}": value for name, value in figures.items()}, batch_size=1)
+
+    def _say_unseen(self, module: AlignModule) -> None:
+        if self.displacement not in ("ignore", "warn"):
+            rank_zero_info(
+                f"guards.displacement: {self.displacement} has nothing to look at, since "
+                f"{type(module.objective).__name__} reads no pair or no reference"
+            )
+
     def _sees_displacement(self, module: AlignModule) -> bool:
         return self.displacement != "ignore" and module.seen.keys() >= set(CHANGES)
 
@@ -287,18 +291,3 @@ class Guards(pl.Callback):
 def _every(trainer: pl.Trainer) -> int:
     """After how many steps what was seen is read."""
     return trainer.log_every_n_steps or READ_EVERY  # type: ignore[attr-defined]
-
-
-def _norm(trainer: pl.Trainer, module: AlignModule, optimizer: Optimizer) -> Tensor:
-    """L2 norm of the whole gradient, which is left to clipping, too; 0 where gradients are scaled."""
-    if scales(trainer):
-        return torch.zeros_like(module.seen["trained"])
-    weights = trainer.precision_plugin.main_params(optimizer)
-    grads = [weight.grad for weight in weights if weight.grad is not None]
-    module.grad_norm = norm = torch.nn.utils.get_total_norm(grads)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def _local(weight: Tensor) -> Tensor:
-    """What this process holds of a weight."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
