@@ -46,8 +46,8 @@ class Guards(pl.Callback):
         displacement: what to do when the errors of winner and loser both lie far above the reference's:
             ignore; warn; lower_lr halves the learning rate; roll_back goes back to the weights of the last
             good checkpoint, too; stop ends the run.
-        displacement_threshold: how far, as a share of the reference's error. Pairwise training on the
-            embedded default comes to about 1.2 at a learning rate of 5e-5, and past 3 at twice that.
+        displacement_threshold: how far, as a share of the reference's error. Training on pairs of
+            the embedded default comes to about 1.6, and past 3 at twice its learning rate.
         displacement_window: for how many steps on end.
         max_actions: how often the learning rate is halved, or the run rolled back, before it stops.
     """
