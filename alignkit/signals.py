@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -17,6 +18,8 @@ from types import FrameType
 from typing import Any
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
+# seconds within which signals are one: a launcher passes on what a terminal or a cluster sends to all
+SAME = 0.3
 KEPT = "what was done is kept; call this again to go on"
 # seconds that processes have to end on their own, where all of them know that they must
 PATIENCE = 20
@@ -86,14 +89,16 @@ class Watch:
         Args:
             arrivals: a file that gets a byte for each signal, before the main thread learns of it.
         """
-        first = 0
+        first, since = 0, 0.0
         while arrived := os.read(arrivals, 1):
-            if arrived[0] in self._before:
-                if first:
-                    self.patience = 0.0
-                    self.end_others()
-                    os._exit(128 + first)
-                first = arrived[0]
+            if arrived[0] not in self._before:
+                continue
+            if not first:
+                first, since = arrived[0], time.monotonic()
+            elif time.monotonic() - since > SAME:
+                self.patience = 0.0
+                self.end_others()
+                os._exit(128 + first)
         os.close(arrivals)
 
     def end_others(self) -> None:

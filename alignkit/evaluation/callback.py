@@ -16,6 +16,7 @@ from alignkit.data import AlignData
 from alignkit.evaluation.compare import audiences, compare, draw, score, table
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.evaluation.suites import evenly
+from alignkit.files import whole, write_text
 from alignkit.module import AlignModule
 from alignkit.signals import cut_short, is_told
 
@@ -119,7 +120,7 @@ class Evaluation(pl.Callback):
         if prompts:
             summary |= self._compared(module, prompts, folder)
         summary["peak_memory_gb"] = round(_peak_memory_gb(), 2)
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         rank_zero_info(f"this run is in {folder}")
 
     def _prompts(self, data: object) -> list[str]:
@@ -148,7 +149,8 @@ class Evaluation(pl.Callback):
             ["base", *aligned] * len(seeds),
             [prompts[i] for i in shown],
         )
-        sheet.save(folder / SHEET)
+        with whole(folder / SHEET) as partial:
+            sheet.save(partial, "PNG")
         base_scores = score(base, prompts, rewards=self.rewards, features=self.features)
         scores = {
             name: score(image, prompts, rewards=self.rewards, features=self.features)
