@@ -104,13 +104,23 @@ def _json_lines(path: Path) -> Iterable[Any]:
 
 
 def _commas(path: Path) -> Iterable[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file)
+    return _separated(path, ",")
 
 
 def _tabs(path: Path) -> Iterable[Row]:
+    return _separated(path, "\t")
+
+
+def _separated(path: Path, delimiter: str) -> Iterable[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t")
+        for number, row in enumerate(csv.DictReader(file, delimiter=delimiter), 1):
+            # under no name, what there are no columns for
+            if any(row.pop(None, ())):
+                raise ValueError(
+                    f"row {number} has more values than there are columns; a text that holds {delimiter!r} "
+                    "must be quoted"
+                )
+            yield row
 
 
 def _parquet(path: Path) -> Iterable[Row]:
