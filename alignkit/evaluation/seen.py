@@ -31,9 +31,9 @@ def judges_of(path: Path) -> list[str]:
     for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
         try:
             told = json.loads((pq.read_schema(file).metadata or {}).get(TOLD, b"{}"))
-        except (pa.ArrowInvalid, OSError, ValueError):
+            found |= dict(told["provenance"]["rewards"])
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
-        found |= told.get("provenance", {}).get("rewards", {})
     return list(found)
 
 

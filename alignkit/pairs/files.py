@@ -24,8 +24,11 @@ def is_there(path: Path, told: Mapping[str, Any]) -> bool:
         metadata = pq.read_schema(path).metadata or {}
     except (FileNotFoundError, pa.ArrowInvalid):
         return False
-    found = json.loads(metadata.get(TOLD, b"{}")).get("provenance")
-    if found is None:
+    try:
+        found = json.loads(metadata.get(TOLD, b"{}"))["provenance"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
         raise ValueError(f"{path} is not of this command; give another --out")
     for name, value in json.loads(json.dumps(told)).items():
         if found.get(name) != value:
