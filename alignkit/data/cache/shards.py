@@ -43,6 +43,11 @@ class Entry(NamedTuple):
         """Size of one row."""
         return prod(self.shape[1:]) * self.dtype.itemsize
 
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.begin + prod(self.shape) * self.dtype.itemsize
+
 
 class Header(NamedTuple):
     """What a file says of itself.
@@ -69,26 +74,45 @@ def header_of(path: Path) -> Header:
             size = os.fstat(file.fileno()).st_size
             if not 0 < length < size:
                 raise ValueError(f"its header is {length} bytes long, the file {size}")
-            content = json.loads(file.read(length))
-            told = json.loads((content.pop("__metadata__", None) or {}).get(METADATA, "{}"))
-            entries = {
-                name: Entry(DTYPES[said["dtype"]], tuple(said["shape"]), 8 + length + said["data_offsets"][0])
-                for name, said in content.items()
-            }
-            ends = [8 + length + said["data_offsets"][1] for said in content.values()]
-            if max(ends, default=0) != size:
-                raise ValueError(f"it is {size} bytes long and should be {max(ends, default=0)}")
-        except (ValueError, KeyError, TypeError) as error:
+            content = dict(json.loads(file.read(length)))
+            told = dict(json.loads((content.pop("__metadata__", None) or {}).get(METADATA, "{}")))
+            entries = {name: _entry(said, 8 + length) for name, said in content.items()}
+            end = max((entry.end for entry in entries.values()), default=0)
+            if end != size:
+                raise ValueError(f"it is {size} bytes long and should be {end}")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     return Header(entries, told)
 
 
+def _entry(said: Mapping[str, Any], start: int) -> Entry:
+    """Where a tensor is, by what the header says of it.
+
+    Raises:
+        ValueError: it cannot be so.
+    """
+    begin, end = said["data_offsets"]
+    entry = Entry(DTYPES[said["dtype"]], tuple(said["shape"]), start + begin)
+    if any(type(number) is not int or number < 0 for number in (*entry.shape, begin, end)):
+        raise ValueError(f"{said} is no place of a tensor")
+    if entry.end != start + end:
+        raise ValueError(f"{said} has another size than its shape")
+    return entry
+
+
 def mapped(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a file as arrays that are read where they are looked at."""
+    """The tensors of a file as arrays that are read where they are looked at.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no whole safetensors file of int64 and uint8.
+    """
     types = {torch.int64: np.int64, torch.uint8: np.uint8}
     found: dict[str, NDArray[Any]] = {}
     for name, entry in header_of(path).entries.items():
-        kind = types[entry.dtype]
+        kind = types.get(entry.dtype)
+        if kind is None:
+            raise ValueError(f"{path} holds {name} as {entry.dtype}, which is mapped by nobody")
         # no byte of an empty tensor can be mapped
         found[name] = (
             np.memmap(path, kind, "r", entry.begin, entry.shape)

@@ -94,6 +94,9 @@ class Table:
 
     Args:
         path: its file.
+
+    Raises:
+        ValueError: it is no table, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,9 +105,10 @@ class Table:
 
     def _open(self) -> None:
         found = mapped(self.path)
+        _check_shapes(self.path, found)
         self.num_pictures, self.num_prompts = len(found["pictures.digest"]), len(found["prompts.ends"])
         self._found = found
-        self.splits = [name.partition(".")[0] for name in sorted(found) if name.endswith(".pictures")]
+        self.splits = _splits(found)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -153,10 +157,41 @@ class Table:
         place = int(np.searchsorted(hashes, np.int64(wanted)))
         while place < len(hashes) and hashes[place] == wanted:
             number = int(self._found["prompts.order"][place])
+            if not 0 <= number < self.num_prompts:
+                raise ValueError(f"{self.path} is damaged: it has no prompt {number}")
             if self.prompt(number) == prompt:
                 return number
             place += 1
         return None
+
+
+def _check_shapes(path: Path, found: Mapping[str, NDArray[Any]]) -> None:
+    """Checks that all parts of a table are there, and as long as each other.
+
+    Raises:
+        ValueError: they are not.
+    """
+    count = {name: len(array) if array.ndim else -1 for name, array in found.items()}
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        f"{split}.prompts": (f"{split}.pictures", (2,)) for split in _splits(found)
+    }
+    wanted |= {"pictures.place": ("pictures.digest", (DIGEST,))}
+    wanted |= {f"prompts.{name}": ("prompts.ends", ()) for name in ("ends", "order", "hash")}
+    wrong = [
+        name
+        for name, (other, rest) in wanted.items()
+        if not {name, other} <= found.keys() or count[name] != count[other] or found[other].shape[1:] != rest
+    ]
+    if wrong or any(found[name].ndim != 1 for name in (*wanted, "prompts.text") if name in found):
+        raise ValueError(
+            f"{path} is damaged: {', '.join(wrong) or 'its parts'} have not the shape of a table's"
+        )
+    if "prompts.text" not in found or not count["prompts.ends"]:
+        raise ValueError(f"{path} is damaged: it has no prompts")
+
+
+def _splits(found: Mapping[str, Any]) -> list[str]:
+    return [name.partition(".")[0] for name in sorted(found) if name.endswith(".pictures")]
 
 
 def as_tensors(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
