@@ -111,6 +111,8 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         raise UsageError(f"{name}{place}: is no YAML: {error.problem}{hint}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UsageError(f"{name}: is no config: it is nested too deep") from error
     if content is None:
         raise UsageError(f"{name}: is empty; it must say at least one key, such as objective: NAME")
     if not isinstance(content, dict):

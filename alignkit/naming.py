@@ -148,8 +148,8 @@ def inline(place: str, text: str) -> Any:
     """Reads a list or mapping that stands on the command line."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--{place}: is no YAML: {text!r}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"--{place}: is no YAML: {mistakes.shown(text)}") from error
 
 
 def absolute(value: Any, command: str) -> Any:
