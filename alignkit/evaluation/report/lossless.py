@@ -55,11 +55,19 @@ def from_json(text: str) -> Report:
     """The report that ``to_json`` made a text of; tuples within its manifest have become lists.
 
     Raises:
-        ValueError: it was written by another version, in another way.
+        ValueError: it is none, or was written by another version, in another way.
     """
-    plain = json.loads(text)
-    if plain["schema"] != SCHEMA:
-        raise ValueError(f"report.json: schema must be {SCHEMA}, got {plain['schema']}: write it again")
+    try:
+        plain = json.loads(text)
+        schema = plain["schema"]
+        if schema == SCHEMA:
+            return _report(plain)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"report.json: is no report, or is damaged: {error!r}") from error
+    raise ValueError(f"report.json: schema must be {SCHEMA}, got {schema}: write it again")
+
+
+def _report(plain: Mapping[str, Any]) -> Report:
     results = plain["results"]
     return Report(
         plain["title"],
