@@ -149,12 +149,11 @@ def read_flips(path: Path) -> Flips:
         raise ValueError(f"FlippedPairs: flips {str(path)!r} is no file; alignkit flip writes one")
     try:
         flips = Flips(**json.loads(path.read_text(encoding="utf-8")))
-        rows, ids = list(map(int, flips.rows)), list(map(int, flips.ids))
-    except (TypeError, ValueError) as error:
+        rows, ids, pairs = list(map(int, flips.rows)), list(map(int, flips.ids)), int(flips.pairs)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"FlippedPairs: flips {str(path)!r} is no file of alignkit flip: {error}") from error
-    if len(rows) != len(ids) or not all(0 <= row < flips.pairs for row in rows):
+    if len(rows) != len(ids) or not all(0 <= row < pairs for row in rows):
         raise ValueError(
-            f"FlippedPairs: flips {str(path)!r} is damaged: {len(rows)} rows, {len(ids)} ids, "
-            f"{flips.pairs} pairs"
+            f"FlippedPairs: flips {str(path)!r} is damaged: {len(rows)} rows, {len(ids)} ids, {pairs} pairs"
         )
-    return flips._replace(rows=rows, ids=ids)
+    return flips._replace(rows=rows, ids=ids, pairs=pairs)

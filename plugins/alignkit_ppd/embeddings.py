@@ -183,7 +183,7 @@ def read_embeddings(path: Path) -> UserEmbeddings:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no dict
-        users, settings = json.loads(about["users"]), Settings(**json.loads(about["settings"]))
+        users, settings = list(json.loads(about["users"])), Settings(**json.loads(about["settings"]))
         texts = tuple(json.loads(bytes(tensors["texts"].tolist())))
         sets = Sets(tensors["rows"], tensors["user"], tensors["support"], tensors["truncated"], texts)
         judgements = Judgements(
@@ -192,11 +192,26 @@ def read_embeddings(path: Path) -> UserEmbeddings:
             tensors["judgement_pictures"],
             tensors["judgement_decided"],
         )
-    except (SafetensorError, KeyError, TypeError) as error:
+        _check_lengths(users, sets, judgements)
+        return UserEmbeddings(users, sets, judgements, settings)
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(
             f"UserTokens: {str(path)!r} holds no embeddings of users; `alignkit users` makes such files"
         ) from error
-    return UserEmbeddings(users, sets, judgements, settings)
+
+
+def _check_lengths(users: Sequence[str], sets: Sets, judgements: Judgements) -> None:
+    """Checks that what belongs together has one length.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not all(isinstance(user, str) for user in users):
+        raise ValueError("a user is no text")
+    for parts, dims in ((sets, (3, 1, 2, 1)), (judgements, (1, 1, 2, 1))):
+        tensors = parts[:4]
+        if tuple(tensor.ndim for tensor in tensors) != dims or len({len(part) for part in parts}) != 1:
+            raise ValueError(f"{type(parts).__name__} are of {[tuple(tensor.shape) for tensor in tensors]}")
 
 
 def embed_users(

@@ -47,7 +47,7 @@ def read_pairs(path: Path, count: int) -> list[LikedPair]:
             said = json.loads(line)
             chosen, rejected = (path.parent / said[name] for name in ("chosen", "rejected"))
             pairs.append(LikedPair(str(said["prompt"]), chosen.read_bytes(), rejected.read_bytes()))
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (json.JSONDecodeError, TypeError, LookupError, RecursionError) as error:
             raise ValueError(
                 f'--pairs: line {number} of {path} must be {{"prompt": ..., "chosen": PICTURE, '
                 f'"rejected": PICTURE}}, got {shown(line)}'
