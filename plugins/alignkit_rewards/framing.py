@@ -78,40 +78,68 @@ def processor_framing(folder: Path, owner: str) -> Framing:
     Raises:
         ValueError: there is none, or it does something else.
     """
-    said = _said(folder)
+    said = _said(folder, owner)
     if said is None:
         raise ValueError(
             f"{owner}: {str(folder)!r} says nothing of pictures: it has no preprocessor_config.json; give "
             "the folder or hub id of a processor"
         )
     wrong = [name for name in ("do_resize", "do_normalize", "do_rescale") if said.get(name, True) is False]
-    if wrong or said.get("resample", 3) not in FILTERS:
+    if wrong or said.get("resample", 3) not in tuple(FILTERS):
         got = [f"{name} false" for name in wrong] or [f"resample {said.get('resample')}"]
         raise ValueError(
             f"{owner}: the processor in {str(folder)!r} must resize (bilinear or bicubic), rescale and "
             f"normalize; got {', '.join(got)}"
         )
+    try:
+        return _framing(said)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{owner}: the processor in {str(folder)!r} cannot be read: {error!r}") from error
+
+
+def _framing(said: dict[str, Any]) -> Framing:
     size, crop = said.get("size", 224), said.get("crop_size", 224)
     edges = size if isinstance(size, dict) else {"shortest_edge": size}
+    shortest = edges.get("shortest_edge")
     return Framing(
-        mean=tuple(said.get("image_mean", CLIP_MEAN)),
-        std=tuple(said.get("image_std", CLIP_STD)),
-        shortest=edges.get("shortest_edge"),
-        size=(edges["height"], edges["width"]) if "height" in edges else None,
+        mean=tuple(map(float, said.get("image_mean", CLIP_MEAN))),
+        std=tuple(map(float, said.get("image_std", CLIP_STD))),
+        shortest=None if shortest is None else _length(shortest),
+        size=_pair(edges) if "height" in edges else None,
         crop=_pair(crop) if said.get("do_center_crop") else None,
         mode=FILTERS[said.get("resample", 3)],
     )
 
 
-def _said(folder: Path) -> dict[str, Any] | None:
+def _said(folder: Path, owner: str) -> dict[str, Any] | None:
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
-            said = json.loads((folder / name).read_text(encoding="utf-8"))
-            found: dict[str, Any] | None = said.get("image_processor", said if name[:3] == "pre" else None)
-            if found is not None:
-                return found
+            try:
+                said = json.loads((folder / name).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{owner}: {str(folder / name)!r} is no JSON: {error}") from error
+            if isinstance(said, dict) and name.startswith("processor"):
+                said = said.get("image_processor")
+            elif isinstance(said, dict):
+                said = said.get("image_processor", said)
+            if said is not None and not isinstance(said, dict):
+                raise ValueError(f"{owner}: {str(folder / name)!r} must be an object, got {str(said)[:40]}")
+            if said is not None:
+                return said
     return None
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
+    height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
+    return _length(height), _length(width)
+
+
+def _length(edge: Any) -> int:
+    """A number of pixels.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(edge) is not int or edge < 1:
+        raise ValueError(f"{edge!r} is no number of pixels")
+    return edge
