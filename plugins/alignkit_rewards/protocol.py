@@ -9,7 +9,7 @@ import base64
 import binascii
 import io
 import json
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,8 +71,9 @@ def scores(body: bytes, count: int, owner: str) -> list[float]:
         raise ValueError(f'{owner} must answer {{"scores": [numbers]}}, got {shortened(body)}')
     if len(found) != count:
         raise ValueError(f"{owner} must answer a score for each of {count} images, got {len(found)}")
-    if wrong := [score for score in found if not math.isfinite(score)]:
-        raise ValueError(f"{owner} must answer finite scores, got {wrong[0]}")
+    # compared, not converted: a whole number may be too large for a float
+    if wrong := [score for score in found if not abs(score) <= sys.float_info.max]:
+        raise ValueError(f"{owner} must answer finite scores, got {wrong[0]!r:.80}")
     return [float(score) for score in found]
 
 

@@ -60,6 +60,9 @@ def rank_of(value: Any, name: str) -> float:
     Raises:
         ValueError: it is no number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        raise ValueError(f"{name}: rank and human_preference must be numbers, got {value!r}")
-    return float(value)
+    try:
+        if type(value) in (int, float) and value == value:
+            return float(value)
+    except OverflowError:  # such as 1 with 400 zeros
+        pass
+    raise ValueError(f"{name}: rank and human_preference must be numbers, got {value!r:.80}")
