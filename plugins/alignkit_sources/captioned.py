@@ -6,7 +6,7 @@ from pathlib import Path
 from alignkit import PairRecord, PairSource
 from alignkit_sources.captions import Captions, Folder, give_back
 from alignkit_sources.files import check_count, folder, name_id, read_within
-from alignkit_sources.tables import picture, table
+from alignkit_sources.tables import check_texts, picture, table
 
 
 class Captioned(PairSource):
@@ -82,6 +82,7 @@ class CaptionedTable(PairSource):
     ) -> None:
         check_count("max_pairs", max_pairs, "CaptionedTable")
         rows = table(path, "CaptionedTable", (image, caption), split=split, revision=revision)
+        check_texts(rows, "CaptionedTable", caption)
         self._rows = rows if max_pairs is None else rows.select(range(min(max_pairs, len(rows))))
         if not len(self._rows):
             raise ValueError(f"CaptionedTable: path {path!r} holds no pictures")
@@ -98,13 +99,13 @@ class CaptionedTable(PairSource):
     def __getitem__(self, index: int) -> PairRecord:
         row = self._rows[index]
         image = picture(row[self._image], self._root, f"picture {index}")
-        return PairRecord(index, row[self._caption], image, None, 1.0)
+        return PairRecord(index, row[self._caption] or "", image, None, 1.0)
 
     def labels(self) -> list[float]:
         return [1.0] * len(self)
 
     def prompts(self) -> Sequence[str]:
-        return list(self._rows[self._caption])
+        return [caption or "" for caption in self._rows[self._caption]]
 
     def users(self) -> list[str]:
         return [""] * len(self)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alignkit import PairRecord, PairSource
 from alignkit_sources.files import check_count
-from alignkit_sources.tables import picture, table
+from alignkit_sources.tables import check_numbers, check_texts, picture, table
 
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0")
 # rows without them have nothing to say
@@ -38,6 +38,8 @@ class PickAPic(PairSource):
     ) -> None:
         check_count("max_pairs", max_pairs, "PickAPic")
         rows = table(path, "PickAPic", COLUMNS, split=split, revision=revision)
+        check_texts(rows, "PickAPic", "caption")
+        check_numbers(rows, "PickAPic", "label_0")
         self._rows = rows if max_pairs is None else rows.select(range(min(max_pairs, len(rows))))
         self._has_user = "user_id" in rows.column_names
         self._root = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -46,6 +48,10 @@ class PickAPic(PairSource):
         for place, (label_0, *facts) in enumerate(zip(self._rows["label_0"], *said, strict=True)):
             # a row without the fact is not known to lack it
             if label_0 is not None and not any(fact is False for fact in facts):
+                if not 0 <= label_0 <= 1:
+                    raise ValueError(
+                        f"PickAPic: row {place} of {path!r}: label_0 must be from 0 to 1, got {label_0}"
+                    )
                 self._labels.append(label_0)
                 self._places.append(place)
         if not self._places:
@@ -59,7 +65,7 @@ class PickAPic(PairSource):
         row = self._rows[place]
         return PairRecord(
             id=place,
-            prompt=row["caption"],
+            prompt=row["caption"] or "",
             image_0=picture(row["jpg_0"], self._root, f"pair {place}"),
             image_1=picture(row["jpg_1"], self._root, f"pair {place}"),
             label_0=self._labels[index],
@@ -70,14 +76,14 @@ class PickAPic(PairSource):
         return self._labels.tolist()
 
     def prompts(self) -> list[str]:
-        return self._column("caption")
+        captions = list(self._rows["caption"])
+        return [captions[place] or "" for place in self._places]
 
     def users(self) -> list[str]:
-        return self._column("user_id") if self._has_user else [""] * len(self)
+        if not self._has_user:
+            return [""] * len(self)
+        users = list(self._rows["user_id"])
+        return [str(users[place]) for place in self._places]
 
     def ids(self) -> list[int]:
         return self._places.tolist()
-
-    def _column(self, name: str) -> list[str]:
-        values = list(self._rows[name])
-        return [str(values[place]) for place in self._places]

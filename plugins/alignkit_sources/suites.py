@@ -8,7 +8,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from alignkit import Prompt, PromptSuite
 from alignkit.evaluation.promptfiles import read_prompts
-from alignkit_sources.tables import table
+from alignkit_sources.tables import check_texts, table
 
 Split = Literal["test_unique", "validation_unique"]
 Grouping = Literal["Category", "Challenge"]
@@ -106,6 +106,7 @@ class PickAPicUnique(PromptSuite):
 
     def prompts(self) -> list[Prompt]:
         rows = table(self.path, "PickAPicUnique", ("caption",), split=self.split, revision=self.revision)
+        check_texts(rows, "PickAPicUnique", "caption")
         return [Prompt(caption or "") for caption in rows["caption"]]
 
     def files(self) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, Value, load_dataset
 
 from alignkit_sources.files import read_within
 
@@ -49,14 +49,41 @@ def picture(value: Any, root: Path, owner: str) -> bytes:
     Raises:
         ValueError: it is empty.
     """
-    if isinstance(value, bytes):
-        return value
-    found = value or {}
-    if isinstance(found, dict) and found.get("bytes"):
-        return bytes(found["bytes"])
-    if isinstance(found, dict) and found.get("path"):
-        return read_within(root, found["path"], owner)
+    said = value if isinstance(value, dict) else {"bytes": value}
+    data, path = said.get("bytes"), said.get("path")
+    if data and isinstance(data, bytes):
+        return data
+    if path and isinstance(path, str):
+        return read_within(root, path, owner)
     raise ValueError(f"{owner}: its picture is empty")
+
+
+def check_texts(rows: Dataset, owner: str, *columns: str) -> None:
+    """Checks that columns hold texts.
+
+    Raises:
+        ValueError: one does not.
+    """
+    _check_kinds(rows, owner, columns, ("string", "large_string"), "texts")
+
+
+def check_numbers(rows: Dataset, owner: str, *columns: str) -> None:
+    """Checks that columns hold numbers.
+
+    Raises:
+        ValueError: one does not.
+    """
+    _check_kinds(rows, owner, columns, ("float", "int", "uint", "bool"), "numbers")
+
+
+def _check_kinds(
+    rows: Dataset, owner: str, columns: Collection[str], kinds: tuple[str, ...], what: str
+) -> None:
+    for name in columns:
+        feature = rows.features[name]
+        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+        if kind.rstrip("0123456789") not in kinds:
+            raise ValueError(f"{owner}: column {name} must hold {what}, holds {kind}")
 
 
 def _local(path: str, owner: str, split: str | None) -> Dataset:
@@ -67,7 +94,11 @@ def _local(path: str, owner: str, split: str | None) -> Dataset:
         else:
             files = [home] if home.suffix == f".{kind}" else []
         if files:
-            rows = load_dataset(reader, data_files=[str(file) for file in files], split="train")
+            try:
+                rows = load_dataset(reader, data_files=[str(file) for file in files], split="train")
+            except Exception as error:  # its own errors, and whatever pyarrow and its types raise
+                reason = " ".join(str(error.__cause__ or error).split())
+                raise ValueError(f"{owner}: {path!r} cannot be read: {reason}") from error
             assert isinstance(rows, Dataset)
             return rows
     named = f" of split {split!r}" if split else ""

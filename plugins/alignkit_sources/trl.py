@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alignkit import PairRecord, PairSource
 from alignkit_sources.files import check_count
-from alignkit_sources.tables import picture, table
+from alignkit_sources.tables import check_texts, picture, table
 
 COLUMNS = ("prompt", "chosen", "rejected")
 
@@ -34,6 +34,7 @@ class TRLPairs(PairSource):
     ) -> None:
         check_count("max_pairs", max_pairs, "TRLPairs")
         rows = table(path, "TRLPairs", COLUMNS, split=split, revision=revision)
+        check_texts(rows, "TRLPairs", "prompt")
         self._rows = rows if max_pairs is None else rows.select(range(min(max_pairs, len(rows))))
         if not len(self._rows):
             raise ValueError(f"TRLPairs: path {path!r} holds no pairs")
@@ -49,14 +50,14 @@ class TRLPairs(PairSource):
             picture(row[name], self._root, f"pair {index}") for name in ("chosen", "rejected")
         )
         return PairRecord(
-            index, row["prompt"], image_0, image_1, 1.0, str(row["user"]) if self._has_user else ""
+            index, row["prompt"] or "", image_0, image_1, 1.0, str(row["user"]) if self._has_user else ""
         )
 
     def labels(self) -> list[float]:
         return [1.0] * len(self)
 
     def prompts(self) -> list[str]:
-        return list(self._rows["prompt"])
+        return [prompt or "" for prompt in self._rows["prompt"]]
 
     def users(self) -> list[str]:
         return [str(user) for user in self._rows["user"]] if self._has_user else [""] * len(self)
