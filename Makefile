@@ -16,17 +16,22 @@ endif
 export OMP_NUM_THREADS ?= 2
 # tests: so many processes, of one thread each
 WORKERS ?= 2
+# of coverage; all without any
+TESTS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+# of fuzzing, for each reader
+SECONDS ?= 60
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all lint clean
+.PHONY: help demo install test test-all lint coverage fuzz mutants clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
 	@echo 'CONFIG=...  what `make demo` runs; ARGS="--trainer.max_steps 10" goes with it'
 	@echo 'WORKERS=4   processes for the tests; 0 runs them in one, as debuggers want it'
+	@echo 'SECONDS=600 of fuzzing, for each reader'
 	@echo 'PIP_FLAGS=... goes to pip when it installs torch, such as'
 	@echo '            --index-url https://download.pytorch.org/whl/cpu for the smaller one without CUDA'
 
@@ -45,6 +50,21 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+coverage: $(READY) $(ACME)  ## branches that all tests reach, in build/coverage; TESTS=tests/unit for some
+	rm -rf build/coverage && mkdir -p build/coverage
+	-OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) --dist worksteal $(TESTS) $(ARGS)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage html -q
+	$(BIN)/python benchmarks/branches.py $(if $(TESTS),,--out benchmarks/results)
+
+fuzz: $(READY)  ## feed every reader of files odd ones for SECONDS each (Linux)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
+
+mutants: $(READY)  ## change the maths and see that tests notice; writes benchmarks/results/mutants.md
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mutants]'
+	$(BIN)/python benchmarks/mutants.py --out benchmarks/results --processes $(WORKERS)
 
 clean:  ## remove .venv and what builds leave
 	rm -rf .venv build dist alignkit.egg-info .pytest_cache .mypy_cache .ruff_cache
