@@ -29,6 +29,8 @@ LENGTH = 8  # bytes that say how long the header is
 START = f'{{"{METADATA}":{{"sha256":"'.encode()
 DIGEST_AT = LENGTH + len(START)
 BLOCK = 2**22
+# what reading another header than ours, or another state, ends in
+UNREADABLE = (SafetensorError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 # the first bytes of a zip archive and of a bare pickle
 PICKLES = (b"PK\x03\x04", b"\x80")
 
@@ -79,7 +81,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
-    except (SafetensorError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is no checkpoint of alignkit: {error}") from error
     return state
 
@@ -95,7 +97,7 @@ def told(path: Path, name: str) -> Any:
     try:
         with safe_open(path, "pt") as file:
             return put_together(dict(_tree(file)["dict"])[name], lambda name: None)
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, *UNREADABLE):
         return None
 
 
