@@ -22,7 +22,7 @@ def is_there(path: Path, told: Mapping[str, Any]) -> bool:
     """
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException):
         return False
     try:
         found = json.loads(metadata.get(TOLD, b"{}"))["provenance"]

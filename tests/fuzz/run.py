@@ -34,6 +34,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.child:
         fuzz(options.only, options.seconds)
+    # not above: the child imports it where atheris instruments it
     from tests.fuzz.readers import READERS
 
     broken = [name for name in READERS if options.only in (None, name) and not held(name, options.seconds)]
