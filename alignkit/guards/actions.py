@@ -87,14 +87,7 @@ class RollBack(Action):
         module.on_load_checkpoint(checkpoint)
         trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            state = checkpoint["callbacks"].get(callback.state_key)
-            if state and isinstance(callback, EMA):
-                callback.load_state_dict({**state, "step": trainer.global_step})
-            elif state and isinstance(callback, Snapshots):
-                callback.load_state_dict(state)
-        # averages that have not seen this step yet must not take it in
-        module.skipped = torch.ones((), dtype=torch.bool, device=module.device)
+        _put_averages_back(trainer, module, checkpoint)
         _halve(trainer, module, rates)
         rank_zero_warn(
             f"{alarm.told}; ROLLED BACK to {path.name}, with half the learning rate, for the "
@@ -136,6 +129,22 @@ def _halve(trainer: pl.Trainer, module: AlignModule, rates: list[float]) -> None
     module.lr_scale /= 2
     for group, rate in zip(_groups(trainer), rates, strict=True):
         group["lr"] = rate / 2
+
+
+def _put_averages_back(trainer: pl.Trainer, module: AlignModule, checkpoint: dict[str, Any]) -> None:
+    states = checkpoint["callbacks"]
+    module.skipped = states["Guards"]["skipped"].to(module.device)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        state = states.get(callback.state_key)
+        if not state or not isinstance(callback, EMA | Snapshots):
+            continue
+        if state["step"] == checkpoint["global_step"]:
+            callback.load_state_dict({**state, "step": trainer.global_step})
+        else:  # it was saved after the step and before its averages
+            callback.load_state_dict(state)
+            callback.on_train_start(trainer, module)
+    # averages that have not seen this step yet must not take it in
+    module.skipped = torch.ones_like(module.skipped)
 
 
 def _nth(number: int) -> str:

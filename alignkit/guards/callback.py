@@ -87,11 +87,12 @@ class Guards(pl.Callback):
         self._journal, self._window = Journal(max_skipped), Window()
         self._batch: Batch | None = None
         self._latest: Step | None = None
+        self._skipped = torch.zeros((), dtype=torch.bool)
         self._totals_2 = torch.zeros(2)  # since the run began: left out, spikes
         self._alarmed = self._told = False
         self._trainer: pl.Trainer | None = None
         self._lr_scale = 1.0
-        self._loaded_window: list[Any] = []
+        self._loaded_window: dict[str, Any] = {}
         self._rounds: Rounds | None = None
         self._round = 0
 
@@ -126,14 +127,16 @@ class Guards(pl.Callback):
         self._spikes.to(device)
         self._displacement.to(device)
         self._totals_2 = self._totals_2.to(device)
-        self._window.load_state_dict(self._loaded_window, trainer.global_rank, device)
-        pl_module.lr_scale = self._lr_scale
+        self._window.load_state_dict(self._loaded_window, device)
+        pl_module.lr_scale, pl_module.skipped = self._lr_scale, self._skipped.to(device)
         self._round = self._rounds.round if self._rounds else 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self._batch = batch
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # also where a step is begun anew
+            self._window = Window()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert isinstance(pl_module, AlignModule)
@@ -158,7 +161,7 @@ class Guards(pl.Callback):
         no = torch.zeros_like(bad)
         spiking = spiking & ~bad if self.spikes != "ignore" else no
         skipped = (bad if self.nonfinite == "skip" else no) | (spiking if self.spikes == "skip" else no)
-        pl_module.skipped = skipped
+        pl_module.skipped = self._skipped = skipped
         way(trainer, optimizer)(optimizer, skipped)
         taken = ~(bad | skipped)
         self._spikes.take(figures, taken)
@@ -229,6 +232,7 @@ class Guards(pl.Callback):
             "spikes": self._spikes.state_dict(),
             "displacement": self._displacement.state_dict(),
             "window": self._window.state_dict(),
+            "skipped": self._skipped,
             "totals": self._totals_2,
             "journal": self._journal.state_dict(),
             "alarmed": self._alarmed,
@@ -240,7 +244,8 @@ class Guards(pl.Callback):
         self._spikes.load_state_dict(state_dict["spikes"])
         self._displacement.load_state_dict(state_dict["displacement"])
         self._journal.load_state_dict(state_dict["journal"])
-        self._totals_2, self._loaded_window = state_dict["totals"], state_dict["window"]
+        self._skipped, self._totals_2 = state_dict["skipped"], state_dict["totals"]
+        self._loaded_window = state_dict["window"]
         self._alarmed, self._action.times = state_dict["alarmed"], state_dict["actions"]
         self._lr_scale = state_dict["lr_scale"]
 

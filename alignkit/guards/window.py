@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alignkit.distributed import gathered, gathered_objects
+from alignkit.distributed import gathered
 from alignkit.types import Batch
 
 # the trained loss, and what displacement is seen by, as ``AlignModule`` reports them
@@ -60,20 +60,19 @@ class Window:
         loss, *_ = mean_P5 = all_P6[:, :5].mean(0)
         return Figures(loss, all_P6[:, 5].amax(), mean_P5[1:]), batches
 
-    def state_dict(self) -> list[Any]:
-        """What was seen until now, of every process."""
-        if not self.batches:
-            return []
-        assert self._sum is not None
+    def state_dict(self) -> dict[str, Any]:
+        """What this process has seen until now."""
+        if self._sum is None:
+            return {}
         told = [(batch.id_B.tolist(), list(batch.prompts), batch.loss.item()) for batch in self.batches]
-        return gathered_objects({"batches": told, "sum": self._sum.tolist()})
+        return {"batches": told, "sum": self._sum}
 
-    def load_state_dict(self, state: list[Any], rank: int, device: torch.device) -> None:
-        """Goes on where ``state_dict`` was taken; another number of processes begins the window anew."""
-        if rank >= len(state):
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Goes on where ``state_dict`` was taken."""
+        if not state:
             return
-        self._sum = torch.tensor(state[rank]["sum"], device=device)
+        self._sum = state["sum"].to(device)
         self.batches = [
             MicroBatch(torch.tensor(ids, device=device), tuple(prompts), torch.tensor(loss, device=device))
-            for ids, prompts, loss in state[rank]["batches"]
+            for ids, prompts, loss in state["batches"]
         ]
