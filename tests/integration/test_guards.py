@@ -5,7 +5,7 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -388,7 +388,9 @@ class Fallen(pl.Callback):
             module.seen[f"{name}_mse_change"] = far * module.seen[f"ref_{name}_mse"]
 
 
-def displaced(folder: Path, action: Any, steps: range, **options: Any) -> tuple[list[str], AlignModule, Left]:
+def displaced(
+    folder: Path, action: Any, steps: range, first: Sequence[pl.Callback] = (), **options: Any
+) -> tuple[list[str], AlignModule, Left]:
     """A run of 8 steps. With a window of 2 the averages are 1.5, 2.25, 2.6 ... reference's errors."""
     guards = Guards(displacement=action, displacement_window=2, max_actions=1)
     with said() as texts:
@@ -396,7 +398,7 @@ def displaced(folder: Path, action: Any, steps: range, **options: Any) -> tuple[
             folder,
             batches(8),
             OPTIMIZERS["fused AdamW"],
-            [Fallen(steps), guards],
+            [*first, Fallen(steps), guards],
             max_steps=8,
             log_every_n_steps=1,
             **options,
@@ -423,15 +425,29 @@ def test_displacement_halves_the_learning_rate(tmp_path: Path) -> None:
     assert_same(left, by_hand(batches(8), OPTIMIZERS["fused AdamW"], set(), halved=5))
 
 
-def saving(folder: Path) -> dict[str, Any]:
-    """Options of a run that saves every third step."""
-    save = pl.callbacks.ModelCheckpoint(folder / "saved", every_n_train_steps=3, save_top_k=-1)
+def saving(folder: Path, every: int = 3) -> dict[str, Any]:
+    """Options of a run that saves after every so many steps."""
+    save = pl.callbacks.ModelCheckpoint(folder / "saved", every_n_train_steps=every, save_top_k=-1)
     return {"enable_checkpointing": True, "more": save, "plugins": [CheckpointFiles()]}
 
 
-def test_displacement_rolls_back_to_before_it_began_and_the_data_goes_on(tmp_path: Path) -> None:
-    """The third bad step, 6, raises the alarm of step 5; what was saved after step 3 is older."""
-    texts, _, left = displaced(tmp_path, "roll_back", range(3, 6), **saving(tmp_path))
+class Early(pl.Callback):
+    """Saves after the third step, before other callbacks have seen it."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(Path(trainer.default_root_dir, "saved", "epoch=0-step=3.ckpt"))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_displacement_rolls_back_to_before_it_began_and_the_data_goes_on(tmp_path: Path, early: bool) -> None:
+    """The third bad step, 6, raises the alarm of step 5; what was saved after step 3 is older.
+
+    Saved early, it holds the average of before step 3, and the weights of after it.
+    """
+    first: list[pl.Callback] = [Early()] if early else []
+    options = saving(tmp_path, every=99 if early else 3)
+    texts, _, left = displaced(tmp_path, "roll_back", range(3, 6), first=first, **options)
     (text,) = texts
     assert "ROLLED BACK to epoch=0-step=3.ckpt, with half the learning rate, for the first time" in text
     expected = by_hand(batches(8), OPTIMIZERS["fused AdamW"], set(), halved=5, back=(5, 2))
