@@ -121,13 +121,12 @@ class Stopping(pl.Callback):
         # no process asks after a batch that another one has not: that one is where they must not wait for it
         self._left = -self._most(-_counted(trainer.num_val_batches))
         self._watch.is_waiting, self._watch.promise = True, BATCH
-        if self._is_agreed():
-            self._leave_validation(trainer)
+        self._end()
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._left -= 1
-        if self._left >= 0 and not trainer.sanity_checking and self._is_agreed():
-            self._leave_validation(trainer)
+        if self._left >= 0 and not trainer.sanity_checking:
+            self._end()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -203,15 +202,6 @@ class Stopping(pl.Callback):
     def _end(self) -> None:
         if self._is_agreed():
             raise Stopped(self.number)
-
-    def _leave_validation(self, trainer: pl.Trainer) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
-            # as in its first batch: a run that goes on validates all of them
-            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-            progress.reset()
-            progress.increment_ready()
-            progress.increment_started()
-        raise Stopped(self.number)
 
 
 def paced(trainer: pl.Trainer, values: Iterable[Value], count: int) -> Iterator[Value]:
