@@ -6,10 +6,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from alignkit import components, mistakes
+from alignkit import components, mistakes, trust
 from alignkit.catalog import Catalog
 from alignkit.configfiles import find_config
 from alignkit.data import AlignData
+from alignkit.imports import only_trusted
 from alignkit.mistakes import Given, UsageError
 from alignkit.naming import expand_config
 
@@ -47,6 +48,7 @@ def build(config: dict[str, Any], parts: Collection[str], *, name: str = "the co
 
     Raises:
         UsageError: a part cannot be what the config says.
+        TrustError: a part, or something in it, is of a package that is not trusted.
         ValueError: a part refuses its settings.
     """
     parser, wanted = ArgumentParser(exit_on_error=False), {}
@@ -58,9 +60,11 @@ def build(config: dict[str, Any], parts: Collection[str], *, name: str = "the co
         else:
             parser.add_subclass_arguments(PARTS[part], part, required=True)
         wanted[part] = config[part]
-    try:
-        parsed = parser.parse_object(wanted)
-    except argparse.ArgumentError as error:
-        told = mistakes.explained(str(error), "fit", Given([], {name: config}), (), {})
-        raise UsageError(told) from error
-    return dict(vars(parser.instantiate_classes(parsed)))
+    trust.check(wanted, name)
+    with only_trusted():
+        try:
+            parsed = parser.parse_object(wanted)
+        except argparse.ArgumentError as error:
+            told = mistakes.explained(str(error), "fit", Given([], {name: config}), (), {})
+            raise UsageError(told) from error
+        return dict(vars(parser.instantiate_classes(parsed)))

@@ -56,11 +56,13 @@ class Catalog:
         components: by (kind, name).
         papers: by plugin name, in order of the plugins.
         failures: plugins that were left out.
+        packages: top-level packages that the plugins are in.
     """
 
     components: Mapping[tuple[str, str], Component]
     papers: Mapping[str, tuple[Paper, ...]]
     failures: tuple[Failure, ...]
+    packages: frozenset[str] = frozenset()
 
     def names(self, kind: str) -> list[str]:
         """Names of the installed components of a kind, sorted."""
@@ -124,6 +126,7 @@ def discover(blocked: Collection[str] = (), found: Iterable[EntryPoint] | None =
     failures: list[Failure] = []
     components: dict[tuple[str, str], Component] = {}
     papers: dict[str, tuple[Paper, ...]] = {}
+    packages: set[str] = set()
     for name, (entry, distribution) in _unique(
         entry_points(group=GROUP) if found is None else found, blocked
     ).items():
@@ -144,10 +147,13 @@ def discover(blocked: Collection[str] = (), found: Iterable[EntryPoint] | None =
         except Exception as error:  # whatever a stranger's module raises: named, and survived
             failures.append(Failure(name, distribution, _reason(error), error))
             continue
+        packages.add(entry.module.partition(".")[0])
         for component in offered:
             _refuse_second(components.get((component.kind, component.name)), component)
             components[component.kind, component.name] = component
-    return Catalog(MappingProxyType(components), MappingProxyType(papers), tuple(failures))
+    return Catalog(
+        MappingProxyType(components), MappingProxyType(papers), tuple(failures), frozenset(packages)
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -8,20 +8,23 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 
-from alignkit import __version__, catalog, signals
+from alignkit import __version__, catalog, signals, trust
 from alignkit.catalog import COMMAND, Catalog, CatalogError
 from alignkit.configfiles import ConfigNotFoundError, packaged_configs
 from alignkit.hookspecs import COMMANDS, KINDS
 from alignkit.mistakes import UsageError
 from alignkit.signals import Stopped
+from alignkit.trust import TrustError
 
 USAGE = (
-    "usage: alignkit [-p no:PLUGIN] [--debug] COMMAND [options]\n\n"
+    "usage: alignkit [-p no:PLUGIN] [--trust MODULE] [--debug] COMMAND [options]\n\n"
     "Aligns text-to-image diffusion models to human preferences.\n\ncommands:\n"
 )
 OPTIONS = textwrap.dedent("""
     options:
       -p no:PLUGIN  go on without a plugin, by its name or its distribution's
+      --trust MODULE
+                    let configs name classes of this module, too; may be repeated
       --debug       show the traceback of an error
       --version     print the version
       -h, --help    print this; alignkit COMMAND --help explains a command
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    trusted, arguments = trusted_of(arguments)
     blocked: list[str] = []
     while arguments[:1] == ["-p"]:
         if len(arguments) < 2 or not arguments[1].startswith("no:"):
@@ -48,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with signals.handled() as watch:
         try:
-            code = command(arguments, blocked)
-        except (CatalogError, ConfigNotFoundError, UsageError) as error:
+            code = command(arguments, blocked, trusted)
+        except (CatalogError, ConfigNotFoundError, TrustError, UsageError) as error:
             if debug:
                 traceback.print_exception(error)
             code = fail(str(error))
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def command(arguments: list[str], blocked: list[str]) -> int:
+def command(arguments: list[str], blocked: list[str], trusted: list[str]) -> int:
     """Finds what was asked for, and runs it; returns its exit code."""
     found = catalog.discover(blocked)
     commands = {name: command.help for name, command in COMMANDS.items()}
@@ -74,7 +78,26 @@ def command(arguments: list[str], blocked: list[str]) -> int:
         return 0
     if arguments[0] not in commands:
         return fail(f"unknown command {arguments[0]!r}; the commands are {', '.join(commands)}")
-    return run(found, arguments[0], arguments[1:])
+    with trust.trusting(trusted, found):
+        return run(found, arguments[0], arguments[1:])
+
+
+def trusted_of(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What ``--trust`` names, wherever it stands, and the other arguments.
+
+    Example:
+        >>> trusted_of(["fit", "--trust", "mine", "--run", "x"])
+        (['mine'], ['fit', '--run', 'x'])
+    """
+    trusted, others, rest = [], [], iter(arguments)
+    for argument in rest:
+        if argument == "--trust":
+            trusted.append(next(rest, ""))
+        elif argument.startswith("--trust="):
+            trusted.append(argument.removeprefix("--trust="))
+        else:
+            others.append(argument)
+    return trusted, others
 
 
 def run(found: Catalog, command: str, arguments: list[str]) -> int:

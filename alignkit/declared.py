@@ -1,6 +1,5 @@
 """What a config says of the parts that rules look at, without loading any of them."""
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from alignkit.compiling import Compile
 from alignkit.components import Backbone
 from alignkit.policy import LoRA
 from alignkit.rules import Combination
+from alignkit.trust import imported
 
 
 def declared(config: Mapping[str, Any]) -> Combination:
@@ -48,5 +48,4 @@ def named_class(said: Any) -> Any:
     """The class that a config names; None if it names none."""
     if not said:
         return None
-    home, _, name = (said if isinstance(said, str) else said["class_path"]).rpartition(".")
-    return getattr(importlib.import_module(home), name)
+    return imported(said if isinstance(said, str) else said["class_path"])

@@ -4,6 +4,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from alignkit import trust
+
 
 def located_folder(path: str, *, marker: str, kind: str, owner: str) -> str:
     """Where a model is: a local folder, or a hub id as it stands.
@@ -17,8 +19,11 @@ def located_folder(path: str, *, marker: str, kind: str, owner: str) -> str:
 
     Raises:
         ValueError: there is no such folder, and the path is no hub id.
+        TrustError: the package is not trusted: to find its folder is to import it.
     """
     if match := re.fullmatch(r"([A-Za-z_]\w*):(\w[\w/.-]*)", path):
+        if not trust.within(match[1], trust.allowed()):
+            raise trust.TrustError(f"{owner}: path {path!r}: {trust.refusal(match[1])}")
         try:
             path = str(files(match[1]) / match[2])
         except ModuleNotFoundError:

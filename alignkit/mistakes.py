@@ -3,7 +3,6 @@
 import ast
 import difflib
 import dis
-import importlib
 import inspect
 import os
 import re
@@ -13,6 +12,8 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import yaml
+
+from alignkit import trust
 
 MISSING = object()
 # packages that alignkit knows of and does without: names to install, as no stranger's typo is
@@ -28,6 +29,8 @@ _NOISE = (
     "Expected a path but",
 )
 _CALLABLE = re.compile(r"Type typing\.Callable\[.*?\] expects a function or a callable class: ")
+# how the parser refuses an import: alignkit.imports
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -99,6 +102,7 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
 
     Raises:
         UsageError: it is no YAML, or no mapping.
+        TrustError: it names a class of a package that is not trusted.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -117,6 +121,7 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         raise UsageError(f"{name}: is empty; it must say at least one key, such as objective: NAME")
     if not isinstance(content, dict):
         raise UsageError(f"{name}: must map keys to values, such as objective: NAME, got {shown(content)}")
+    trust.check(content, name)
     return content
 
 
@@ -137,6 +142,8 @@ def explained(
     if plain:
         return plain
     findings = _findings(text)
+    if denied := _DENIED.search(text):
+        return _untrusted(denied[1], text, findings, given, installed)
     if not findings:
         return " ".join(text.split())
     best = max(findings, key=lambda finding: finding.depth)
@@ -226,6 +233,18 @@ def _findings(text: str) -> list[Finding]:
     return useful or findings
 
 
+def _untrusted(
+    path: str, text: str, findings: Sequence[Finding], given: Given, installed: Mapping[str, Sequence[str]]
+) -> str:
+    """Says what must not be imported, and under which key it was named."""
+    asked = re.search(r"--([\w.]+): Importing", text)  # an option that explains a class
+    key = asked[1] if asked else next((find.key for find in findings if _DENIED.search(find.reason)), "")
+    where, value = given.find(key)
+    named = value.get("class_path") if isinstance(value, Mapping) else value
+    said = named if isinstance(named, str) and re.fullmatch(r"\w+(\.\w+)+", named) else path
+    return f"{where}: " * bool(where) + trust.refusal(said, path) + _choices(key, installed)
+
+
 def _unknown_argument(finding: Finding, name: str, given: Given) -> str:
     where, _ = given.find(f"{finding.key}.{name}")
     owner = _short(finding.owner)
@@ -296,9 +315,8 @@ def _last(error: BaseException) -> TracebackType | None:
 
 def _arguments(path: str) -> list[str]:
     """Names of a class's arguments; those that an optimizer is given by us are left out."""
-    home, _, name = path.rpartition(".")
     try:
-        parameters = inspect.signature(getattr(importlib.import_module(home), name)).parameters.values()
+        parameters = inspect.signature(trust.imported(path)).parameters.values()
     except (ImportError, AttributeError, ValueError):
         return []
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

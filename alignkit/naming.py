@@ -67,7 +67,7 @@ def unknown_optimizer(name: str) -> str:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return (
         f"unknown optimizer {name!r}{hint}\ntorch.optim has {', '.join(OPTIMIZERS)}\n"
-        "Others are named by their path, such as bitsandbytes.optim.AdamW8bit"
+        "Others are named by their path, such as bitsandbytes.optim.AdamW8bit with --trust bitsandbytes"
     )
 
 

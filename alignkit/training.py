@@ -27,6 +27,7 @@ from alignkit.data import AlignData
 from alignkit.declared import declared
 from alignkit.evaluation import Evaluation
 from alignkit.guards import Guards
+from alignkit.imports import only_trusted
 from alignkit.mistakes import Given, UsageError
 from alignkit.module import AlignModule
 from alignkit.naming import OPTIMIZERS, PLACES, absolute, expand_arguments, expand_config
@@ -171,7 +172,8 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # sys.argv stays as it is: DDP's launcher runs it again
-        self.config = parser.parse_args(args)
+        with only_trusted():
+            self.config = parser.parse_args(args)
         # it holds for this start: a config that is saved with it would allow the same ever after
         self._allowed: list[str] = self.config[self._command].pop("allow_change", None) or []
 
@@ -217,7 +219,8 @@ class CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         if not self._only_read:
-            super().instantiate_classes()
+            with only_trusted():
+                super().instantiate_classes()
             config = self.config[self._command].as_dict()
             self.model.resuming = resuming.Resuming(config, self._allowed)
 

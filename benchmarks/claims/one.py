@@ -101,7 +101,8 @@ def train(arm: Arm, seed: int, folder: Path) -> None:
             value.replace("{runs}", shared) if isinstance(value, str) else json.dumps(value),
         )
     ]
-    code = alignkit(["fit", "--config", str(config_of(arm)), "--run", str(folder), *arguments])
+    ours = ("--trust", "kept", "--trust", "controls")
+    code = alignkit([*ours, "fit", "--config", str(config_of(arm)), "--run", str(folder), *arguments])
     if code:
         sys.exit(code)
 

@@ -43,9 +43,11 @@ def alignkit(
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.delenv("ALIGNKIT_RUN", raising=False)
-        for handler in logging.getLogger("lightning").handlers:
-            assert isinstance(handler, logging.StreamHandler)
-            handler.stream = sys.stderr  # not that of the test that imported lightning
+        # the second has one of its own if nobody had set up logging when it was imported
+        for logger in ("lightning", "lightning.pytorch"):
+            for handler in logging.getLogger(logger).handlers:
+                assert isinstance(handler, logging.StreamHandler)
+                handler.stream = sys.stderr  # not that of the test that imported lightning
         capsys.readouterr()
         try:
             code = main(list(arguments))

@@ -182,7 +182,7 @@ def killed(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = killed
-main(sys.argv[1:])
+main(["--trust", "tests", *sys.argv[1:]])
 """
 
 
@@ -200,11 +200,12 @@ def test_a_killed_command_is_completed_by_the_same_command_whatever_the_processe
     code, _, err = alignkit("fit", "--config", config, "--data.cache", "cache")
     assert code == 2
     assert "is not finished: 7 files are missing" in err
-    shared = apart(tmp_path, "-m", "alignkit.cli", *command, "--out", "cache", "--devices", "2")
+    module = ("-m", "alignkit.cli", "--trust", "tests")
+    shared = apart(tmp_path, *module, *command, "--out", "cache", "--devices", "2")
     assert shared.returncode == 0, shared.stderr
     found = {name: content for name, content in files("cache").items() if not name.startswith(".")}
     assert found == whole
-    both = apart(tmp_path, "-m", "alignkit.cli", *command, "--out", "both", "--devices", "2")
+    both = apart(tmp_path, *module, *command, "--out", "both", "--devices", "2")
     assert both.returncode == 0, both.stderr
     assert files("both") == whole
 

@@ -252,7 +252,16 @@ def test_two_processes_embed_once_and_give_the_same_weights_as_one(config: str, 
     plain = ("--optimizer=SGD", "--optimizer.lr=0.1")
     ddp = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
     for run, options in (("one", ()), ("two", ddp)):
-        command = [sys.executable, "-m", "alignkit.cli", "fit", f"--config={config}", f"--run={run}"]
+        command = [
+            sys.executable,
+            "-m",
+            "alignkit.cli",
+            "--trust",
+            "tests",
+            "fit",
+            f"--config={config}",
+            f"--run={run}",
+        ]
         done = subprocess.run(
             [*command, *SHORT, *plain, *options],
             cwd=tmp_path,

@@ -51,7 +51,16 @@ EMA = "--trainer.callbacks=alignkit.callbacks.EMA"
 # what is added to the command line, and what the message must say
 ON_THE_COMMAND_LINE = {
     "--objective DMPPO": ["unknown objective 'DMPPO'", "did you mean 'DMPO'?", "Installed:", "DiffusionDPO"],
-    "--objective nowhere.Thing": ["--objective: cannot import 'nowhere.Thing'", "Installed: ", "DMPO"],
+    "--objective nowhere.Thing": [
+        "--objective: 'nowhere.Thing' is refused",
+        "--trust nowhere",
+        "Installed: ",
+    ],
+    "--objective nowhere.Thing --trust nowhere": [
+        "--objective: cannot import 'nowhere.Thing'",
+        "Installed: ",
+        "DMPO",
+    ],
     f"--objective {PATH}.DMPPO": [f"cannot import '{PATH}.DMPPO'", "no attribute 'DMPPO'", "Installed: "],
     f"--objective {BACKBONE}": ["--objective:", "StableDiffusion' is no Objective", "Installed: ", "DMPO"],
     "--objective": ["--objective: needs a value", "alignkit list"],
@@ -380,7 +389,18 @@ def test_module_works_as_the_command_and_says_nothing_else(config: Path, tmp_pat
     """In a process of its own: what the libraries say when they are imported is in it."""
     roots = os.pathsep.join(str(Path(__file__).parents[2] / root) for root in (".", "plugins"))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([roots, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "alignkit.cli", "fit", "--config", "tiny.yaml", "--objective.beta", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "alignkit.cli",
+        "--trust",
+        "tests",
+        "fit",
+        "--config",
+        "tiny.yaml",
+        "--objective.beta",
+        "0",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stderr == "alignkit: error: DMPO: beta must be positive, got 0.0\n"
     assert (done.returncode, done.stdout) == (2, "")

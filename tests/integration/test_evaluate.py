@@ -414,7 +414,17 @@ def command(folder: Path, *arguments: str) -> tuple[list[str], dict[str, Any]]:
         "PYTHONPATH": os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")]),
     }
     environment.pop("ALIGNKIT_RUN", None)
-    line = [sys.executable, "-m", "alignkit.cli", "evaluate", "--run", "runs/demo", *arguments]
+    line = [
+        sys.executable,
+        "-m",
+        "alignkit.cli",
+        "--trust",
+        "tests",
+        "evaluate",
+        "--run",
+        "runs/demo",
+        *arguments,
+    ]
     options = {"cwd": folder, "env": environment, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
     return line, {**options, "text": True}
 

@@ -141,6 +141,8 @@ def test_two_processes_give_the_same_weights_as_one(config: str, tmp_path: Path)
             sys.executable,
             "-m",
             "alignkit.cli",
+            "--trust",
+            "tests",
             "fit",
             f"--config={config}",
             f"--run={run}",

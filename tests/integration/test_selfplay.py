@@ -110,7 +110,7 @@ def run_apart(folder: Path, *options: str, threads: int) -> subprocess.Completed
     paths = [str(root), str(root / "plugins"), environment.get("PYTHONPATH", "")]
     environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
-        [sys.executable, "-m", "alignkit.cli", "fit", *options],
+        [sys.executable, "-m", "alignkit.cli", "--trust", "tests", "fit", *options],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -104,6 +104,8 @@ def test_two_processes_on_shapes_give_the_same_weights_as_one(
             sys.executable,
             "-m",
             "alignkit.cli",
+            "--trust",
+            "tests",
             "fit",
             f"--config={config}",
             f"--run={run}",

@@ -171,7 +171,7 @@ REFUSED = {
     ("--model.compile", "{}"): "model.compile needs trainer.precision bf16-mixed or 16-mixed",
     ("--backbone.lora.targets", "[to_w]"): "lora.targets: 'to_w' names no layer of UNet2DConditionModel",
     (EMA, "--trainer.callbacks+=alignkit.callbacks.EMA"): "trainer.callbacks: one EMA at most, got 2",
-    ("--optimizer", "bitsandbytes.optim.AdamW8bit"): "pip install bitsandbytes",
+    ("--optimizer", "bitsandbytes.optim.AdamW8bit", "--trust", "bitsandbytes"): "pip install bitsandbytes",
     ("--optimizer", "AdamW8bit"): "named by their path, such as bitsandbytes.optim.AdamW8bit",
 }
 
@@ -213,7 +213,8 @@ def test_an_optimizer_of_another_package_is_named_by_its_path(
     eight_bit = "{class_path: bitsandbytes.optim.AdamW8bit, init_args: {lr: 1.0e-3, min_8bit_size: 64}}"
     text = Path(config).read_text().replace("{name: AdamW, lr: 1.0e-3}", eight_bit)
     Path(config).write_text(text)
-    fit(alignkit, "--config", config, "--run", "run", "--trainer.max_steps", "1")
+    trust = ("--trust", "bitsandbytes")
+    fit(alignkit, "--config", config, "--run", "run", "--trainer.max_steps", "1", *trust)
     saved = (tmp_path / "run/config.yaml").read_text()
     assert "class_path: bitsandbytes.optim.AdamW8bit" in saved
     assert "min_8bit_size: 64" in saved

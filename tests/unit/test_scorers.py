@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.evaluation.scorers import scorer
+from alignkit.trust import trusting
 
 Key = Callable[..., str]
 REWARD = """
@@ -37,7 +38,8 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Key]:
         (tmp_path / "my_bright.py").write_text(REWARD.format(sign=sign))
         (tmp_path / "my_bright.py.weights").write_text(told)
         sys.modules.pop("my_bright", None)
-        return scorer("reward", {"class_path": "my_bright.Bright", "init_args": arguments}).key
+        with trusting(["my_bright"]):
+            return scorer("reward", {"class_path": "my_bright.Bright", "init_args": arguments}).key
 
     yield of
     sys.modules.pop("my_bright", None)

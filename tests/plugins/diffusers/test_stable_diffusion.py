@@ -12,6 +12,7 @@ from alignkit.noise import noised, normal
 from alignkit.policy import LoRA
 from alignkit.testing.pipelines import tiny_stable_diffusion, tiny_stable_diffusion_xl
 from alignkit.testing.toys import toy_batch
+from alignkit.trust import trusting
 from alignkit_diffusers.stable_diffusion import StableDiffusion
 from alignkit_diffusion_dpo.functional import diffusion_dpo_loss
 
@@ -157,7 +158,7 @@ def test_schedule_is_the_checkpoints_own(folder: Path) -> None:
     ],
 )
 def test_a_path_that_holds_no_pipeline_is_named(path: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with trusting(["no_such_package"]), pytest.raises(ValueError, match=message):
         StableDiffusion(path)
 
 
