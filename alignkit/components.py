@@ -261,6 +261,10 @@ class Backbone(nn.Module, ABC):
             "(alignkit.Backbone.encoder_hashes)"
         )
 
+    def origins(self) -> Mapping[str, str]:
+        """Where it comes from, for a record: hub ids or paths, and commits; by names."""
+        return {}
+
     def drawing_settings(self, network: nn.Module) -> Mapping[str, str]:
         """What the pictures of a network depend on besides weights, ``encoder_hashes`` and the schedule.
 

@@ -102,6 +102,9 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
         results = results_of(store, wanted, suite.prompts, numbers, scorers)
         evaluated = tuple(model.about for model in models)
         compared = comparisons(results, evaluated)
+        told = {
+            model.about.name: {**identities[model.about.name], **model.backbone.origins()} for model in models
+        }
         report = Report(
             title=f"{', '.join(model.name for model in evaluated)}: {suite.name}",
             verdicts=verdicts(evaluated, compared),
@@ -109,7 +112,7 @@ def _evaluate(catalog: Catalog, arguments: list[str]) -> None:
             comparisons=compared,
             results=results,
             pictures=paths_of(wanted, len(numbers)),
-            manifest=_manifest(options, arguments, suite, scorers, sampling, numbers, identities)
+            manifest=_manifest(options, arguments, suite, scorers, sampling, numbers, told)
             | {"drawn_with": record.environments, "times": {"started": started, "finished": now()}},
         )
         paths = write(report, out)
@@ -178,14 +181,14 @@ def _manifest(
     scorers: Sequence[Scorer],
     sampling: Sampling,
     numbers: Sequence[int],
-    identities: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     return {
         "sampling": {**sampling._asdict(), "batch_size": options.batch_size},
         "seeds": list(numbers),
         "noise": "of each picture by blake2b of its prompt and seed, the same for all models",
         "device": device_name(options.device),
-        "models": {name: dict(identity) for name, identity in identities.items()},
+        "models": dict(models),
         "suite": {
             "name": suite.name,
             "prompts": len(suite.prompts),

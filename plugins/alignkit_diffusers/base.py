@@ -26,7 +26,8 @@ def copy_parts(store: PipelineFolder, folder: Path, *, without: str) -> None:
     """Copies a pipeline's files as they are, but for pickles and one part."""
     base = Path(store.root)
     if not base.is_dir():  # a hub id, whose files are in the cache
-        base = Path(DiffusionPipeline.download(store.root, revision=store.revision, use_safetensors=True))
+        revision = store.commit or store.revision
+        base = Path(DiffusionPipeline.download(store.root, revision=revision, use_safetensors=True))
     parts = [
         name for name, kind in store.index.items() if isinstance(kind, list) and kind[0] and name != without
     ]

@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import (
     is_clip_model_in_single_file,
     is_t5_in_single_file,
 )
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,6 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignkit.files import quick_hash
 from alignkit.folders import located_folder
+from alignkit.modelcode import refuse_code
+from alignkit_diffusers.custom import refuse_custom
 from alignkit_diffusers.identity import part_files
 
 SAFETENSORS = ".safetensors"
@@ -60,6 +63,10 @@ class Store(ABC):
         """A part with weights as its config describes it, without reading them."""
 
     @abstractmethod
+    def origins(self) -> dict[str, str]:
+        """What a record says of where it comes from."""
+
+    @abstractmethod
     def part_hash(self, part: str) -> str:
         """A quick hash of what a part is loaded from, without loading it."""
 
@@ -67,11 +74,16 @@ class Store(ABC):
 class PipelineFolder(Store):
     """A folder that diffusers' ``save_pretrained`` wrote, here or on the hub.
 
+    Of a hub id all parts are of one commit, that of the index when it was first read.
+
     Args:
         owner: class that reads it, for messages.
         root: the folder, or a hub id.
         revision: a hub id's branch, tag or commit.
         variant: which of several files of the same weights, such as "fp16".
+
+    Attributes:
+        commit: what a hub id is read at; None of what is local, and before anything was read.
     """
 
     def __init__(
@@ -79,15 +91,20 @@ class PipelineFolder(Store):
     ) -> None:
         super().__init__(owner)
         self.root, self.revision, self.variant = root, revision, variant
+        self.commit: str | None = None
 
     @property
     def index(self) -> dict[str, Any]:
         index: dict[str, Any] = self._read(DiffusionPipeline.load_config, "model_index.json")
+        refuse_custom(index, self.root, self.owner)
+        if self.commit is None and not Path(self.root).exists():
+            found = try_to_load_from_cache(self.root, "model_index.json", revision=self.revision)
+            self.commit = Path(found).parent.name if isinstance(found, str) else None
         return index
 
     def config(self, kind: Any, part: str) -> dict[str, Any]:
         silent = {name: value.default for name, value in inspect.signature(kind).parameters.items()}
-        return {**silent, **self._read(kind.load_config, part, subfolder=part)}
+        return {**silent, **self._settings(kind, part)}
 
     def plain(self, kind: Any, part: str) -> Any:
         found = self._read(kind.from_pretrained, part, subfolder=part)
@@ -97,6 +114,7 @@ class PipelineFolder(Store):
         return found
 
     def network(self, kind: Any, part: str) -> Any:
+        self._settings(kind, part)
         return self._read(
             kind.from_pretrained,
             part,
@@ -107,16 +125,29 @@ class PipelineFolder(Store):
         )
 
     def outline(self, kind: Any, part: str) -> Any:
+        settings = self._settings(kind, part)
         if issubclass(kind, PreTrainedModel):
             return kind(self._read(kind.config_class.from_pretrained, part, subfolder=part))
-        return kind.from_config(self._read(kind.load_config, part, subfolder=part))
+        return kind.from_config(settings)
+
+    def origins(self) -> dict[str, str]:
+        return {"base": self.root, **({"base commit": self.commit} if self.commit else {})}
 
     def part_hash(self, part: str) -> str:
         return quick_hash(self._read(part_files, part, subfolder=part, variant=self.variant))
 
+    def _settings(self, kind: Any, part: str) -> dict[str, Any]:
+        """A part's config.json."""
+        if issubclass(kind, PreTrainedModel):
+            settings, _ = self._read(kind.config_class.get_config_dict, part, subfolder=part)
+        else:
+            settings = self._read(kind.load_config, part, subfolder=part)
+        refuse_code(settings, f"{self.root}/{part}", self.owner)
+        return dict(settings)
+
     def _read(self, load: Callable[..., Any], part: str, **options: object) -> Any:
         try:
-            return load(self.root, revision=self.revision, **options)
+            return load(self.root, revision=self.commit or self.revision, **options)
         except (OSError, HfHubHTTPError, HFValidationError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise self._unreadable(part, reason) from error
@@ -187,6 +218,10 @@ class SingleFile(Store):
 
     def outline(self, kind: Any, part: str) -> Any:
         return self.beside.outline(kind, part)
+
+    def origins(self) -> dict[str, str]:
+        beside = {name.replace("base", "settings"): told for name, told in self.beside.origins().items()}
+        return {"base": str(self.file), **beside}
 
     def part_hash(self, part: str) -> str:
         # settings and tokenizers, and maybe the part itself, are those of the pipeline beside it

@@ -130,6 +130,9 @@ class PipelineBackbone(Backbone):
         """Latents, (N, C, H, W), of what the family's pipeline draws."""
         return drawn
 
+    def origins(self) -> Mapping[str, str]:
+        return self.store.origins()
+
     def encoder_hashes(self) -> Mapping[str, str]:
         parts = ("vae", *self.encoders, *self.tokenizers)
         hashes = {part: self.store.part_hash(part) for part in parts if not self._absent([part])}

@@ -15,6 +15,7 @@ from alignkit_ppd.encoder import (
     Profile,
     Reader,
     UserEncoder,
+    at_revision,
     fingerprint_of,
     load_part,
     opened,
@@ -31,27 +32,31 @@ class ClipDifference(UserEncoder):
     Args:
         path: folder or hub id of a CLIP, such as "openai/clip-vit-large-patch14", or "package:folder" for a
             folder that an installed package ships.
+        revision: a hub id's branch, tag or commit.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, revision: str | None = None) -> None:
+        self.path, self.revision = path, revision
         self._root = located_folder(path, marker="config.json", kind="model", owner="ClipDifference")
 
     @property
     def name(self) -> str:
-        return f"ClipDifference({self.path})"
+        return f"ClipDifference({at_revision(self.path, self.revision)})"
 
     def shape(self) -> tuple[int, int]:
-        vision = load_part(CLIPConfig, self._root, "ClipDifference").vision_config
+        vision = self._part(CLIPConfig).vision_config
         return vision.num_hidden_layers, vision.hidden_size
 
     @contextmanager
     def loaded(self, device: torch.device) -> Iterator[Reader]:
-        clip = load_part(CLIPModel, self._root, "ClipDifference", dtype=torch.float32)
+        clip = self._part(CLIPModel, dtype=torch.float32)
         model = clip.vision_model.eval().to(device)
         # the same numbers whether torchvision is installed or not
-        processor = load_part(AutoImageProcessor, self._root, "ClipDifference", backend="pil")
+        processor = self._part(AutoImageProcessor, backend="pil")
         yield Reader(partial(_profile, model, processor), fingerprint_of(model))
+
+    def _part(self, kind: Any, **options: object) -> Any:
+        return load_part(kind, self._root, "ClipDifference", revision=self.revision, **options)
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from alignkit.data.pictures import whole_picture
+from alignkit.modelcode import refuse_code
 
 HASHED_VALUES = 4096
 
@@ -72,10 +74,23 @@ class UserEncoder(ABC):
         """Loads the model, and lets go of it at the end of the ``with`` block."""
 
 
-def load_part(kind: Any, root: str, owner: str, **options: object) -> Any:
-    """Loads one part of a model by its class's ``from_pretrained``; an error says which part of which."""
+def at_revision(path: str, revision: str | None) -> str:
+    """What names a model: its path, and its revision if one was given."""
+    return path if revision is None else f"{path}@{revision}"
+
+
+def load_part(kind: Any, root: str, owner: str, *, revision: str | None, **options: object) -> Any:
+    """Loads one part of a model by its class's ``from_pretrained``; an error says which part of which.
+
+    Raises:
+        ValueError: it cannot be read, its weights are no safetensors, or it asks for code of its own.
+    """
+    if issubclass(kind, PreTrainedModel):
+        options["use_safetensors"] = True  # a pickle is not even opened
     try:
-        return kind.from_pretrained(root, **options)
+        settings, _ = PreTrainedConfig.get_config_dict(root, revision=revision)
+        refuse_code(settings, root, owner)
+        return kind.from_pretrained(root, revision=revision, trust_remote_code=False, **options)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

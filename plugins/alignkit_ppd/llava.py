@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from alignkit_ppd.encoder import (
     Profile,
     Reader,
     UserEncoder,
+    at_revision,
     fingerprint_of,
     load_part,
     opened,
@@ -63,31 +63,42 @@ class LlavaOneVision(UserEncoder):
         max_new_tokens: longest description; 1024 in the authors' code. What is longer is cut off and
             reported.
         precision: of the weights; float16 in the authors' code.
+        revision: a hub id's branch, tag or commit.
     """
 
-    def __init__(self, path: str, max_new_tokens: int = 1024, precision: Precision = "float16") -> None:
+    def __init__(
+        self,
+        path: str,
+        max_new_tokens: int = 1024,
+        precision: Precision = "float16",
+        revision: str | None = None,
+    ) -> None:
         if max_new_tokens < 1:
             raise ValueError(f"LlavaOneVision: max_new_tokens must be at least 1, got {max_new_tokens}")
         self.path, self.max_new_tokens, self.precision = path, max_new_tokens, precision
+        self.revision = revision
         self._root = located_folder(path, marker="config.json", kind="model", owner="LlavaOneVision")
 
     @property
     def name(self) -> str:
-        return f"LlavaOneVision({self.path}, {self.max_new_tokens}, {self.precision})"
+        place = at_revision(self.path, self.revision)
+        return f"LlavaOneVision({place}, {self.max_new_tokens}, {self.precision})"
 
     def shape(self) -> tuple[int, int]:
-        text = load_part(LlavaOnevisionConfig, self._root, "LlavaOneVision").text_config
+        text = self._part(LlavaOnevisionConfig).text_config
         return text.num_hidden_layers + 1, text.hidden_size
 
     @contextmanager
     def loaded(self, device: torch.device) -> Iterator[Reader]:
-        part = partial(load_part, root=self._root, owner="LlavaOneVision")
-        model = part(LlavaOnevisionForConditionalGeneration, dtype=getattr(torch, self.precision))
+        model = self._part(LlavaOnevisionForConditionalGeneration, dtype=getattr(torch, self.precision))
         # tokenizer and image processor apart: the class that joins them also wants a video processor
-        tokenizer = part(AutoTokenizer)
-        images = part(AutoImageProcessor, backend="pil")
+        tokenizer = self._part(AutoTokenizer)
+        images = self._part(AutoImageProcessor, backend="pil")
         describe = _Description(model.eval().to(device), tokenizer, images, self.max_new_tokens)
         yield Reader(describe, fingerprint_of(model))
+
+    def _part(self, kind: Any, **options: object) -> Any:
+        return load_part(kind, self._root, "LlavaOneVision", revision=self.revision, **options)
 
 
 class _Description:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging
 
+from alignkit.modelcode import refuse_code
 from alignkit_rewards.places import Place
 
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError)
@@ -53,9 +54,10 @@ def config_of(place: Place, types: Collection[str], owner: str) -> dict[str, Any
         owner: class that reads it, for messages.
 
     Raises:
-        ValueError: it is of another architecture.
+        ValueError: it is of another architecture, or asks for code of its own.
     """
     config: dict[str, Any] = json.loads((place.root / "config.json").read_text(encoding="utf-8"))
+    refuse_code(config, place.named, owner)
     if config.get("model_type") not in types:
         raise ValueError(
             f"{owner}: {place.named!r} is a {config.get('model_type', 'model without a model_type')!r}, but "
@@ -97,7 +99,12 @@ def _network(kind: Any, root: Path | None, named: str, owner: str, **given: Any)
     try:
         with _quiet():
             network, report = kind.from_pretrained(
-                root, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **given
+                root,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                weights_only=True,
+                **given,
             )
     except UNREADABLE as error:
         raise ValueError(

@@ -1,7 +1,9 @@
 """Where parts come from: folders, hub ids with a revision, variants, single files; and what is refused."""
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +148,18 @@ def test_a_revision_of_a_hub_id_is_the_one_that_is_asked_for(hub: str, folder: P
     assert_same(second, StableDiffusion(str(tmp_path / "other")))
 
 
+def test_a_hub_id_stays_at_the_commit_that_it_was_first_read_at(
+    hub: str, folder: Path, tmp_path: Path
+) -> None:
+    """A branch that moves meanwhile does not give parts of two pipelines; the record says which it was."""
+    backbone = StableDiffusion(hub)
+    assert backbone.origins() == {"base": hub, "base commit": "0" * 40}
+    (tmp_path / "cache/models--someone--tiny/refs/main").write_text(f"{1:040x}")
+    assert_same(backbone, StableDiffusion(str(folder)))
+    assert StableDiffusion(hub).origins()["base commit"] == f"{1:040x}"
+    assert StableDiffusion(str(folder)).origins() == {"base": str(folder)}
+
+
 def test_a_revision_that_there_is_not_is_named(hub: str) -> None:
     with pytest.raises(ValueError, match=r"cannot load the .* of 'someone/tiny' \(revision v3\)"):
         StableDiffusion(hub, revision="v3")
@@ -178,19 +192,41 @@ def test_pickles_are_never_read(folder: Path, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "exploded").exists()
 
 
-def test_code_that_comes_with_a_checkpoint_is_not_run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    hostile = shutil.copytree(folder, tmp_path / "hostile")
-    (hostile / "evil.py").write_text("open('exploded', 'w')\nclass Evil: pass\n")
-    config = json.loads((hostile / "text_encoder/config.json").read_text())
-    config["auto_map"] = {"AutoModel": "evil.Evil"}
-    (hostile / "text_encoder/config.json").write_text(json.dumps(config))
-    backbone = StableDiffusion(str(hostile))
+def use(path: Path) -> None:
+    """Loads every part."""
+    backbone = StableDiffusion(str(path))
     backbone.build_policy()
     backbone.encode_prompts(["a"], CPU)
+    backbone.decode(torch.ones(1, 4, 8, 8))
+
+
+ASKED_FOR = {
+    "text_encoder/config.json": {"auto_map": {"AutoModel": "evil.Evil"}},
+    "unet/config.json": {"auto_map": {"AutoModel": "evil.Evil"}},
+    "vae/config.json": {"trust_remote_code": True},
+    "text_encoder/config.json ": {"attn_implementation": "someone/kernel"},
+    "model_index.json": {"unet": ["evil", "Evil"]},
+    "model_index.json ": {"_class_name": ["evil", "Evil"]},
+    "model_index.json  ": {"custom_pipeline": "someone/pipeline"},
+}
+
+
+@pytest.mark.parametrize("place", ASKED_FOR)
+def test_code_that_comes_with_a_model_is_refused_and_not_run(
+    place: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the folder, and in the folder of a part, is the module that is asked for."""
+    monkeypatch.chdir(tmp_path)
+    hostile = shutil.copytree(folder, tmp_path / "hostile")
+    for home in (tmp_path, hostile, hostile / "unet", hostile / "text_encoder"):
+        (home / "evil.py").write_text("open('exploded', 'w')\nclass Evil: pass\n")
+    path, asked = hostile / place.strip(), ASKED_FOR[place]
+    path.write_text(json.dumps(json.loads(path.read_text()) | asked))
+    key = re.escape(next(iter(asked)))
+    with pytest.raises(ValueError, match=rf"(?s)^StableDiffusion: '.*hostile.*' .*own: {key}.*never run"):
+        use(hostile)
     assert not (tmp_path / "exploded").exists()
+    assert "evil" not in sys.modules
 
 
 @pytest.mark.parametrize(
