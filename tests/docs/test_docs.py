@@ -12,6 +12,7 @@ import pytest
 
 from alignkit import catalog, hookspecs
 from alignkit.cli import papers_table
+from alignkit.trust import ALLOWED
 
 ROOT = Path(__file__).parents[2]
 CORE = sorted((ROOT / "alignkit").rglob("*.py"))
@@ -72,6 +73,19 @@ def test_table_of_papers_in_the_readme_is_the_commands() -> None:
     found = catalog.discover(found=ours)
     assert found.papers
     assert table[1].strip() == papers_table(found), "put in what `alignkit list --papers` prints"
+
+
+def test_what_the_security_policy_says_is_held_by_tests_that_there_are() -> None:
+    rows = re.findall(r"^\|.*\| `(tests/[\w/]+\.py)::(\w+)` \|$", (ROOT / "SECURITY.md").read_text(), re.M)
+    assert len(rows) > 15
+    for path, name in rows:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        assert name in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)], (path, name)
+
+
+def test_the_security_policy_names_the_packages_that_are_trusted() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert "must lie in " + ", ".join(f"`{name}`" for name in ALLOWED) + " or the package" in text
 
 
 def is_ours(target: str) -> bool:
