@@ -25,6 +25,7 @@ settings.register_profile("quick", max_examples=30, derandomize=True, **COMMON)
 settings.register_profile("thorough", max_examples=1000, print_blob=True, **COMMON)
 settings.load_profile("quick")
 
+
 @pytest.fixture(autouse=True, scope="session")
 def _tests_are_trusted() -> Iterator[None]:
     with trusting(["tests"]):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.folders import located_folder
+from alignkit.trust import trusting
 
 WORDS = {"marker": "config.json", "kind": "model", "owner": "Reader"}
 
@@ -39,5 +40,5 @@ def test_hub_id_is_left_as_it_is_unless_there_is_such_a_folder(
     ],
 )
 def test_what_is_no_folder_is_named(path: str, message: str):
-    with pytest.raises(ValueError, match=message):
+    with trusting(["no_such_package"]), pytest.raises(ValueError, match=message):
         located_folder(path, **WORDS)
