@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
-from alignkit import slurm
+from alignkit import slurm, trust
 from alignkit.callbacks import Checkpoints
 from alignkit.signals import PATIENCE, Stopped, Watch, current
 
@@ -231,6 +231,7 @@ def how_to_go_on(trainer: pl.Trainer) -> str:
     if own[0].has_news(trainer):
         where = f"it could not be saved as it is, but what was saved before stands in {last.resolve()}"
     command = ["alignkit", "fit", "--config", str(run / CONFIG), "--run", str(run), "--ckpt_path", "last"]
+    command += trust.options()
     return f"{where}; go on with\n{shlex.join(command)}"
 
 

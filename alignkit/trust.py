@@ -74,6 +74,11 @@ def allowed() -> frozenset[str]:
     return frozenset(ALLOWED) | (plugin_modules(catalog.discover()) if plugins is None else plugins) | modules
 
 
+def options() -> list[str]:
+    """What a command line says to trust what is trusted now, for one that is to be run again."""
+    return [word for module in sorted(_TRUST.get().modules) for word in ("--trust", module)]
+
+
 def within(path: str, modules: Collection[str]) -> bool:
     """Whether a dotted path lies in one of these modules.
 

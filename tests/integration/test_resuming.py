@@ -236,7 +236,8 @@ def test_one_process_and_two_go_on_with_the_same_pairs(tmp_path: Path) -> None:
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
 
     def fit(run: str, *options: str) -> None:
-        command = [sys.executable, "-m", "alignkit.cli", "fit", "--config=toy.yaml", f"--run={run}"]
+        command = [sys.executable, "-m", "alignkit.cli", "--trust", "tests"]
+        command += ["fit", "--config=toy.yaml", f"--run={run}"]
         command += ["--trainer.accumulate_grad_batches=3", "--data.num_workers=0"]
         command += ["--trainer.callbacks+=tests.integration.test_resuming.Stopped"]
         done = subprocess.run(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from alignkit import catalog
-from alignkit.trust import ALLOWED, TrustError, allowed, check, imported, plugin_modules, trusting
+from alignkit.trust import ALLOWED, TrustError, allowed, check, imported, options, plugin_modules, trusting
 from alignkit_dmpo.objective import DMPO
 
 
@@ -31,6 +31,7 @@ def test_trust_ends_with_its_block_and_adds_up() -> None:
     before = allowed()
     with trusting(["one"]), trusting(["two.inner"]):
         assert allowed() == before | {"one", "two.inner"}
+        assert options() == ["--trust", "one", "--trust", "tests", "--trust", "two.inner"]
     assert allowed() == before
 
 
