@@ -4,6 +4,7 @@ import ast
 import difflib
 import dis
 import inspect
+import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ import yaml
 from alignkit import trust
 
 MISSING = object()
+# of a config, once its aliases are written out
+MAX_VALUES = 100_000
 # packages that alignkit knows of and does without: names to install, as no stranger's typo is
 OPTIONAL = ("bitsandbytes",)
 _NOISE = (
@@ -101,11 +104,12 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
     """Reads a config only to see that it can be read.
 
     Raises:
-        UsageError: it is no YAML, or no mapping.
+        UsageError: it is no YAML, no mapping, or larger than any config.
         TrustError: it names a class of a package that is not trusted.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        too_many = _num_values(content, {}) > MAX_VALUES
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: is no text file in UTF-8 ({error.reason})") from error
     except yaml.MarkedYAMLError as error:
@@ -117,12 +121,25 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         raise UsageError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise UsageError(f"{name}: is no config: it is nested too deep") from error
+    if too_many:
+        raise UsageError(f"{name}: is no config: its aliases stand for more than {MAX_VALUES} values")
     if content is None:
         raise UsageError(f"{name}: is empty; it must say at least one key, such as objective: NAME")
     if not isinstance(content, dict):
         raise UsageError(f"{name}: must map keys to values, such as objective: NAME, got {shown(content)}")
     trust.check(content, name)
     return content
+
+
+def _num_values(value: Any, known: dict[int, float]) -> float:
+    """How many values there are, each alias counted as what it stands for; infinite where it holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(value)]
 
 
 def explained(
