@@ -19,8 +19,9 @@ from random import Random
 
 OUT = Path("build", "fuzz")
 CORPUS = Path(__file__).parent / "corpus"
-# seconds that an input may take; and MiB of the process, of which torch takes 400
-SLOW, MEMORY = 5, 1400
+# seconds that an input may take, ten times what it takes where atheris does not watch; and MiB of
+# the process, of which torch takes 400
+SLOW, MEMORY = 20, 1400
 
 
 def main() -> int:
