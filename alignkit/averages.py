@@ -6,6 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from alignkit.sharding import placed
 
 
 class Average:
@@ -42,7 +45,8 @@ class Average:
         for place, (name, weight) in enumerate(weights):
             if not place:
                 share = self._share(weight, skipped)
-            self.weights[name] = self.weights[name].to(weight.device).lerp_(weight, share.to(weight))
+            own = placed(self.weights[name], weight)
+            self.weights[name] = own.lerp_(weight, share.to(weight.device, weight.dtype))
 
     def _share(self, like: Tensor, skipped: Tensor | None) -> Tensor:
         """How much of a step is taken in, a scalar on the device of a weight; counts the step."""
@@ -74,7 +78,14 @@ class Averaged(nn.Module):
 
     def forward(self, *args: Any, **options: Any) -> Any:
         network, average = self._parts
-        return torch.func.functional_call(network, average.weights, args, options)
+        if not any(isinstance(weight, DTensor) for weight in average.weights.values()):
+            return torch.func.functional_call(network, average.weights, args, options)
+        # a sharded network runs with what it gathers, whatever it is called with
+        exchange(network, average.weights)
+        try:
+            return network(*args, **options)
+        finally:
+            exchange(network, average.weights)
 
 
 class Snapshots(pl.Callback):
@@ -91,11 +102,11 @@ class Snapshots(pl.Callback):
 
     def networks(self, policy: nn.Module) -> list[nn.Module]:
         """The policy under each average."""
-        device = next(policy.parameters()).device
+        own = dict(trainable(policy))
         for average in self.averages:
             if not average.weights:
                 average.start(trainable(policy))
-            average.weights = {name: weight.to(device) for name, weight in average.weights.items()}
+            average.weights = {name: placed(weight, own[name]) for name, weight in average.weights.items()}
         return [Averaged(policy, average) for average in self.averages]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,3 +139,13 @@ class Snapshots(pl.Callback):
 def trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The weights that are trained, by name."""
     return [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+
+
+@torch.no_grad()
+def exchange(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Gives a network the weights, by name, and the weights those of the network."""
+    for name, weight in trainable(network):
+        if name in weights:
+            own = weight.clone()
+            weight.copy_(placed(weights[name], weight))
+            weights[name] = own

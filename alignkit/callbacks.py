@@ -17,13 +17,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from alignkit import checkpoints
-from alignkit.averages import Average, trainable
+from alignkit.averages import Average, exchange, trainable
 from alignkit.checkpoints import UnsavedError
 from alignkit.data import AlignData
 from alignkit.evaluation.compare import audiences, draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.module import AlignModule
 from alignkit.resuming import Onlooker
+from alignkit.sharding import Sharded
 from alignkit.signals import cut_short, is_told
 from alignkit.types import Batch
 
@@ -61,10 +62,10 @@ class Checkpoints(ModelCheckpoint):
         Raises:
             ValueError: its strategy does not let checkpoints be verified.
         """
-        if isinstance(trainer.strategy, PICKLING):
+        if isinstance(trainer.strategy, PICKLING) and not isinstance(trainer.strategy, Sharded):
             raise ValueError(
                 f"trainer.strategy: {type(trainer.strategy).__name__} writes and reads pickled checkpoints; "
-                "choose auto or ddp, or save none: --trainer.enable_checkpointing=false"
+                "choose auto, ddp or fsdp, or save none: --trainer.enable_checkpointing=false"
             )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -209,13 +210,8 @@ class EMA(pl.Callback):
         assert isinstance(module, AlignModule)
         self._average.update(trainable(_policy(module)), module.skipped)
 
-    @torch.no_grad()
     def _swap(self, module: pl.LightningModule) -> None:
-        for name, weight in trainable(_policy(module)):
-            if name in self._average.weights:
-                raw = weight.clone()
-                weight.copy_(self._average.weights[name])
-                self._average.weights[name] = raw
+        exchange(_policy(module), self._average.weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._average.state_dict(), "step": self._step}
@@ -257,7 +253,7 @@ class SampleGrid(Onlooker):
     ) -> None:
         due = trainer.global_step % self.every == 0 and trainer.global_step != self._drawn_at
         data, logger = trainer.datamodule, trainer.logger  # type: ignore[attr-defined]
-        if not due or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
+        if not due or not isinstance(logger, TensorBoardLogger):
             return
         assert isinstance(pl_module, AlignModule)
         assert isinstance(data, AlignData)
@@ -265,7 +261,9 @@ class SampleGrid(Onlooker):
         prompts = data.held_out_prompts()[: self.num_prompts]
         if not prompts:
             return
-        policy = _policy(pl_module)
+        policy = pl_module.whole_policy(wanted=trainer.is_global_zero)
+        if not trainer.is_global_zero:
+            return
         if self._base is None:
             with pl_module.base_network() as base:
                 self._base = self._drawn(pl_module, base, prompts, None)

@@ -1,6 +1,7 @@
 """The one LightningModule. Shape suffixes: K candidates of a prompt, best first; B prompts; C H W."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,6 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from alignkit import rules
@@ -28,6 +30,7 @@ from alignkit.data import AlignData
 from alignkit.policy import BoundDenoiser, ReferenceDenoiser, has_adapters, own_reference
 from alignkit.resuming import Resuming
 from alignkit.rules import Combination
+from alignkit.sharding import is_sharded, shard, whole
 from alignkit.types import Batch, Encoded, Key, Loss, Sample, Scored, Weights, mean_logs
 
 FITTING = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}
@@ -104,18 +107,18 @@ class AlignModule(pl.LightningModule):
             self.backbone.texts = cache.texts
 
     def configure_model(self) -> None:
-        """Loads the policy, and the reference if the objective looks at it."""
+        """Loads the policy, and the reference if the objective looks at it; shards both if the run does."""
         if self.policy is not None:
             return
-        self.policy = self.backbone.build_policy()
-        if self.conditioner is not None:
-            self.conditioner.attach(self.policy)
+        self.policy = self._built()
         if "ref_logp" in self.objective.uses:
             adapters, told = has_adapters(self.policy), self.conditioner is not None
             self.reference = self.reference or own_reference(lora=adapters, conditioner=told)()
             self.reference.attach(self.backbone, self.policy)
         else:
             self.reference = None
+        if self.device_mesh is not None:
+            self._shard(self.policy, self.device_mesh["data_parallel"])
 
     def configure_callbacks(self) -> list[pl.Callback]:
         parts = (self.objective, self.sampler, self.weighting, self.conditioner)
@@ -174,9 +177,47 @@ class AlignModule(pl.LightningModule):
 
     def base_network(self) -> AbstractContextManager[nn.Module]:
         """What the policy started from, within a ``with`` block."""
-        if self.reference is None or not self.reference.is_base:
+        if self.reference is None or not self.reference.is_base or is_sharded(self._trained()):
             return nullcontext(self.backbone.build_policy().eval().to(self.device))
         return self.reference.network()
+
+    def whole_policy(self, *, wanted: bool = True) -> nn.Module:
+        """The policy, as one that runs without the other processes; every process must ask.
+
+        Args:
+            wanted: whether this process needs it.
+        """
+        return whole(self._trained(), self._built, wanted=wanted)
+
+    @contextmanager
+    def whole_reference(self) -> Iterator[nn.Module]:
+        """The reference, as one that runs without the other processes; every process must ask."""
+        assert self.reference is not None
+        if is_sharded(self._trained()) and self.reference.is_base:
+            with self.base_network() as network:
+                yield network
+            return
+        with self.reference.network() as network:
+            yield whole(network, lambda: self.backbone.build_reference(self._built()))
+
+    def _trained(self) -> nn.Module:
+        assert self.policy is not None
+        return self.policy
+
+    def _built(self) -> nn.Module:
+        policy = self.backbone.build_policy()
+        if self.conditioner is not None:
+            self.conditioner.attach(policy)
+        return policy
+
+    def _shard(self, policy: nn.Module, mesh: DeviceMesh) -> None:
+        if self.reference is not None:
+            self.reference.fingerprint()  # which is known without the other processes until it is sharded
+            with self.reference.network() as network:
+                own = network is not policy
+            if own:
+                shard(network, mesh)
+        shard(policy, mesh)
 
     def _parts(self) -> Combination:
         return Combination(

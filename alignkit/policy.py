@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alignkit.compiling import Compiled
 from alignkit.components import Backbone, Denoiser, Reference
+from alignkit.sharding import gathered_whole
 from alignkit.types import Encoded
 
 
@@ -232,9 +233,10 @@ def has_adapters(network: nn.Module) -> bool:
 
 
 def fingerprint(parameters: Mapping[str, nn.Parameter]) -> str:
-    """A hash of named weights, whatever their order."""
+    """A hash of named weights, whatever their order. Of sharded ones, every process must ask."""
     digest = hashlib.sha256()
     for name, parameter in sorted(parameters.items()):
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        weight = gathered_whole(parameter.detach()).cpu().contiguous()
+        digest.update(weight.view(torch.uint8).numpy().data)
     return digest.hexdigest()

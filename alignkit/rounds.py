@@ -20,6 +20,7 @@ from alignkit.data import AlignData
 from alignkit.files import write_tensors
 from alignkit.module import AlignModule
 from alignkit.rollout import Provenance, Recipe, Rollouts
+from alignkit.sharding import gathered_whole, placed
 from alignkit.stopping import paced
 from alignkit.types import Batch
 
@@ -214,7 +215,7 @@ class Rounds(pl.Callback):
         )
         bar = trainer.progress_bar_callback
         shown = bar.track(missing, f"generating, {title}") if isinstance(bar, ProgressBar) else iter(missing)
-        with self._reference(module).network() as network, evaluating(network):
+        with module.whole_reference() as network, evaluating(network):
             for chunk in paced(trainer, shown, len(missing)):
                 rollouts.generate(chunk, module.backbone, network, trainer.precision_plugin)
         trainer.strategy.barrier("rollouts")
@@ -225,12 +226,14 @@ class Rounds(pl.Callback):
     def _save_opponent(self, trainer: pl.Trainer, module: AlignModule) -> None:
         """Writes the opponent's trainable weights, where it is not the base and not there already."""
         path = self._folder / str(self.round) / OPPONENT
-        if not self.round or not trainer.is_global_zero or _generator(path) == self._opponent:
+        kept = not self.round or _generator(path) == self._opponent
+        if trainer.strategy.broadcast(kept):  # as the first process says: each is asked for its share
             return
         assert module.policy is not None
         with self._reference(module).network() as network:
             weights = dict(network.named_parameters())
-            trained = {name: weights[name] for name, _ in trainable(module.policy)}
+            trained = {name: gathered_whole(weights[name].detach()) for name, _ in trainable(module.policy)}
+        if trainer.is_global_zero:
             write_tensors(path, trained, {"generator": self._opponent, "round": str(self.round)})
 
     def _restore(self, trainer: pl.Trainer, module: AlignModule) -> None:
@@ -288,7 +291,7 @@ def _renew_as(reference: Reference, policy: nn.Module | None, weights: Mapping[s
     assert policy is not None
     own = {name: weight.clone() for name, weight in trainable(policy)}
     for name, weight in trainable(policy):
-        weight.copy_(weights[name])
+        weight.copy_(placed(weights[name], weight))
     reference.renew()
     for name, weight in trainable(policy):
         weight.copy_(own[name])

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
-from alignkit import checkpoints, components, mistakes, resuming, rules, slurm
+from alignkit import checkpoints, components, mistakes, resuming, rules, sharding, slurm
 from alignkit.callbacks import Checkpoints, ProgressBar, SampleGrid, Throughput
 from alignkit.catalog import Catalog
 from alignkit.commandline import refusals
@@ -251,6 +251,8 @@ class CLI(LightningCLI):
             callbacks.append(Checkpoints())
         self.trainer_defaults["callbacks"] = callbacks
         options["plugins"] = [*self._plugins(), checkpoints.CheckpointFiles()]
+        if (sharded := sharding.strategy(config.trainer.strategy)) is not None:
+            options["strategy"] = sharded
         trainer: pl.Trainer = super().instantiate_trainer(**options)
         Stopping().attach(trainer)
         if config.trainer.enable_checkpointing is not False:

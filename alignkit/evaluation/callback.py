@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from alignkit.components import Features, Reward
 from alignkit.data import AlignData
@@ -78,29 +79,38 @@ class Evaluation(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the trained network; the command validates and so evaluates it next."""
         assert isinstance(pl_module, AlignModule)
-        assert pl_module.policy is not None
         self._facts = {
             "steps": trainer.global_step,
             "train_seconds": round(time.monotonic() - self._started, 1),
         }
         folder = _folder(trainer)
+        policy = pl_module.whole_policy(wanted=trainer.is_global_zero)
         if trainer.is_global_zero and pl_module.conditioner is not None:
-            pl_module.conditioner.save(pl_module.policy, folder)
+            pl_module.conditioner.save(policy, folder)
         elif trainer.is_global_zero:
-            pl_module.backbone.save(pl_module.policy, folder)
+            pl_module.backbone.save(policy, folder)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AlignModule)
         if trainer.state.fn != "validate":
             return
         folder = _folder(trainer)
+        pl_module.eval()
+        policy = pl_module.whole_policy(wanted=trainer.is_global_zero)
         if trainer.is_global_zero and not is_told():
             with cut_short():
-                self.evaluate(trainer, pl_module, folder)
+                self.evaluate(trainer, pl_module, policy, folder)
         trainer.strategy.barrier()
 
-    def evaluate(self, trainer: pl.Trainer, module: AlignModule, folder: Path) -> None:
-        """Writes ``summary.json`` and ``before_after.png``, and prints the comparison."""
+    def evaluate(self, trainer: pl.Trainer, module: AlignModule, policy: nn.Module, folder: Path) -> None:
+        """Writes ``summary.json`` and ``before_after.png``, and prints the comparison.
+
+        Args:
+            trainer: what the numbers of the run are read from.
+            module: the run.
+            policy: its policy, as one that runs without the other processes.
+            folder: where to.
+        """
         summary: dict[str, Any] = {
             "objective": type(module.objective).__name__,
             **self._facts,
@@ -118,7 +128,7 @@ class Evaluation(pl.Callback):
             summary["changes"] = module.resuming.changes
         prompts = self._prompts(data)
         if prompts:
-            summary |= self._compared(module, prompts, folder)
+            summary |= self._compared(module, policy, prompts, folder)
         summary["peak_memory_gb"] = round(_peak_memory_gb(), 2)
         write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         rank_zero_info(f"this run is in {folder}")
@@ -127,19 +137,19 @@ class Evaluation(pl.Callback):
         prompts = data.held_out_prompts() if isinstance(data, AlignData) else []
         return evenly(prompts, self.max_prompts)
 
-    def _compared(self, module: AlignModule, prompts: list[str], folder: Path) -> dict[str, Any]:
+    def _compared(
+        self, module: AlignModule, policy: nn.Module, prompts: list[str], folder: Path
+    ) -> dict[str, Any]:
         options = {
             "images_per_prompt": self.images_per_prompt,
             "seed": self.seed,
             "num_steps": self.num_steps,
             "guidance": self.guidance,
         }
-        assert module.policy is not None
-        module.eval()
         with module.base_network() as network:
             base = draw(module.backbone, network, prompts, **options, label="base")  # type: ignore[arg-type]
         aligned = {
-            name: draw(module.backbone, module.policy, prompts, **options, tokens_ULD=told, label=name)  # type: ignore[arg-type]
+            name: draw(module.backbone, policy, prompts, **options, tokens_ULD=told, label=name)  # type: ignore[arg-type]
             for name, told in audiences(module, ALIGNED).items()
         }
         shown = evenly(range(len(prompts)), self.sheet_prompts)
