@@ -35,15 +35,20 @@ def durable(path: Path) -> Iterator[Path]:
     """As ``whole``; it gets its name only once it is on the disk, and keeps it if the machine fails then."""
     with whole(path) as partial:
         yield partial
-        _sync(partial)
+        sync(partial)
+    sync_names(path.parent)
+
+
+def sync_names(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, where its file system can be told to."""
     try:
-        _sync(path.parent)
+        sync(folder)
     except OSError as error:
         if error.errno not in UNSYNCED:
             raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:

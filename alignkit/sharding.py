@@ -56,7 +56,8 @@ class Sharded(ModelParallelStrategy):
         self.checkpoint_io.save_checkpoint(checkpoint, self.broadcast(filepath), storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        state: dict[str, Any] = self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path))
+        path, shares = self.broadcast(checkpoint_path), self.device_mesh["data_parallel"]
+        state: dict[str, Any] = self.checkpoint_io.load_checkpoint(path, map_location=shares)
         return state
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -110,8 +111,8 @@ def placed(value: Any, like: Any) -> Any:
     value = value.to(like.device)
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
-    # every process has it all, and keeps its own share
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    # every process has it all, and keeps a copy of its own share
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
 def gathered_whole(tensor: Tensor) -> Tensor:

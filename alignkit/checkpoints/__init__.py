@@ -1,6 +1,6 @@
-"""Checkpoints: files that verify themselves, without pickle, and folders of them."""
+"""Checkpoints: files, or folders of shards, that verify themselves, without pickle; and folders of them."""
 
-from alignkit.checkpoints.file import UnsavedError, read, told, write
+from alignkit.checkpoints.file import UnsavedError
 from alignkit.checkpoints.folder import (
     FOLDER,
     LAST,
@@ -12,6 +12,7 @@ from alignkit.checkpoints.folder import (
     loaded,
     tidy,
 )
+from alignkit.checkpoints.forms import is_there, read, told, write
 from alignkit.checkpoints.storage import CheckpointFiles
 from alignkit.checkpoints.weights import Saved, saved
 
@@ -24,6 +25,7 @@ __all__ = [
     "UnsavedError",
     "check_present",
     "find",
+    "is_there",
     "kept",
     "link",
     "loaded",

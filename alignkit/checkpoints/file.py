@@ -8,24 +8,21 @@ unnoticed. Tensors come back on the CPU and contiguous; nothing of a file is eve
 import errno
 import hashlib
 import json
-import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from alignkit.checkpoints.values import DTYPES, put_together, taken_apart
+from alignkit.checkpoints.stream import LENGTH, METADATA, header, stream, widest_first
+from alignkit.checkpoints.values import put_together, taken_apart
 from alignkit.files import durable
 from alignkit.mistakes import UsageError
 
-METADATA, STATE = "__metadata__", "state"
+STATE = "state"
 ZEROS = b"0" * 64
-LENGTH = 8  # bytes that say how long the header is
 START = f'{{"{METADATA}":{{"sha256":"'.encode()
 DIGEST_AT = LENGTH + len(START)
 BLOCK = 2**22
@@ -49,15 +46,14 @@ def write(path: Path, checkpoint: Mapping[str, Any]) -> None:
         tree, named = taken_apart(checkpoint, METADATA)
     except ValueError as error:
         raise UnsavedError(f"cannot save {path}: {error}") from error
-    # the widest first, so that each begins at a multiple of its width
-    tensors = dict(sorted(named.items(), key=lambda item: -item[1].element_size()))
-    header = _header(tree, tensors)
-    needed = len(header) + sum(tensor.nbytes for tensor in tensors.values())
+    tensors = widest_first(named)
+    head = _header(tree, tensors)
+    needed = len(head) + sum(tensor.nbytes for tensor in tensors.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(path.parent, needed)
+        check_room(path.parent, needed)
         with durable(path) as partial:
-            _check_written(partial, _stream(partial, header, tensors))
+            _check_written(partial, _stream(partial, head, tensors))
     except OSError as error:
         raise UnsavedError(
             f"cannot save {path}, {needed:,} bytes: {error.strerror or error}\n"
@@ -86,12 +82,6 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def step(path: Path) -> int:
-    """After how many optimizer steps a file says it was saved, unverified; -1 if it says nothing."""
-    found = told(path, "global_step")
-    return found if isinstance(found, int) else -1
-
-
 def told(path: Path, name: str) -> Any:
     """What a file says under a name, unverified and without tensors; None if it says nothing."""
     try:
@@ -107,42 +97,12 @@ def _tree(file: Any) -> Any:
 
 def _header(tree: Any, tensors: Mapping[str, Tensor]) -> bytes:
     """The file up to its data, with zeros for the digest."""
-    entries, end = {}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        entries[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    told = {METADATA: {"sha256": ZEROS.decode(), STATE: json.dumps(tree)}, **entries}
-    header = json.dumps(told, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % LENGTH)
-    return len(header).to_bytes(LENGTH, "little") + header
+    return header({"sha256": ZEROS.decode(), STATE: json.dumps(tree)}, tensors)
 
 
-def _stream(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> str:
+def _stream(path: Path, head: bytes, tensors: Mapping[str, Tensor]) -> str:
     """Writes the file to its disk; returns its digest."""
-    digest = hashlib.sha256(header)
-    with path.open("wb") as file:
-        file.write(header)
-        for tensor in tensors.values():
-            _append(file, digest, tensor)
-        file.seek(DIGEST_AT)
-        file.write(digest.hexdigest().encode())
-        file.flush()
-        os.fsync(file.fileno())
-        if sys.platform == "linux":  # what is read back comes from the disk, not from memory
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return digest.hexdigest()
-
-
-def _append(file: BinaryIO, digest: "hashlib._Hash", tensor: Tensor) -> None:
-    # a function of its own, so that its copy is gone before the next tensor's is made
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    piece = flat.view(torch.uint8).numpy().data
-    file.write(piece)
-    digest.update(piece)
+    return stream(path, head, tensors, DIGEST_AT)
 
 
 def _verify(path: Path) -> str:
@@ -185,7 +145,7 @@ def _check_written(path: Path, digest: str) -> None:
     raise OSError("what was written reads otherwise; check the disk")
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> None:
     """Refuses to begin what cannot end.
 
     Raises:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.device_mesh import DeviceMesh
 
-from alignkit.checkpoints.file import UnsavedError, read, step
-from alignkit.files import PARTIAL, durable
+from alignkit.checkpoints import shards
+from alignkit.checkpoints.file import UnsavedError
+from alignkit.checkpoints.forms import is_there, read, remove, step
+from alignkit.files import durable
 from alignkit.mistakes import listed
 
 FOLDER, SUFFIX = "checkpoints", ".ckpt"
@@ -22,7 +25,7 @@ class Loaded(NamedTuple):
     """A checkpoint that was read.
 
     Args:
-        path: the file, and not a link to it.
+        path: the file or folder, and not a link to it.
         state: what it holds.
     """
 
@@ -30,26 +33,27 @@ class Loaded(NamedTuple):
     state: dict[str, Any]
 
 
-def loaded(path: Path, named: str) -> Loaded:
+def loaded(path: Path, named: str, mesh: DeviceMesh | None = None) -> Loaded:
     """Reads a checkpoint; of a damaged "last", the newest good one beside it, and says so.
 
     Args:
-        path: the file.
+        path: the file or folder.
         named: what messages call it.
+        mesh: processes that each get their share of what was saved in shares; all of them ask.
 
     Raises:
         ValueError: there is no such file, or it is damaged.
     """
     check_present(path, named)
     try:
-        return Loaded(path.resolve(), read(path))
+        return Loaded(path.resolve(), read(path, mesh))
     except ValueError as error:
         if path.stem != NEWEST:
             raise ValueError(f"{named}: {error}") from error
         reason = error
     for other in _newest_first(path.parent):
         try:
-            state = read(other)
+            state = read(other, mesh)
         except ValueError:
             continue
         rank_zero_warn(
@@ -66,7 +70,7 @@ def check_present(path: Path, named: str) -> None:
     Raises:
         ValueError: there is no such file.
     """
-    if path.is_file() or (path.stem == NEWEST and in_folder(path.parent)):
+    if is_there(path) or (path.stem == NEWEST and in_folder(path.parent)):
         return
     beside = [other.name for other in in_folder(path.parent)]
     near = difflib.get_close_matches(path.name, beside, 3, 0.3) or beside
@@ -79,13 +83,13 @@ def check_present(path: Path, named: str) -> None:
 
 def in_folder(folder: Path) -> list[Path]:
     """The checkpoints of a folder, each once, whatever links there are to it."""
-    return sorted({path.resolve() for path in folder.glob(f"*{SUFFIX}") if path.is_file()})
+    return sorted({path.resolve() for path in folder.glob(f"*{SUFFIX}") if is_there(path)})
 
 
 def find(run: Path, name: str) -> Path:
     """The checkpoint of a run that a name means: "last", a file's name, or a path."""
     for path in (run / FOLDER / f"{name}{SUFFIX}", run / FOLDER / name):
-        if path.is_file():
+        if is_there(path):
             return path
     return run / LAST if name == NEWEST else Path(name)
 
@@ -96,9 +100,8 @@ def kept(run: Path) -> list[Path]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes what a killed process left half-written."""
-    for path in folder.glob(f".*{SUFFIX}{PARTIAL}"):
-        path.unlink(missing_ok=True)
+    """Removes what a killed process left half-written, and puts back what it was about to replace."""
+    shards.tidy(folder, SUFFIX)
 
 
 def link(path: Path, target: Path) -> None:
@@ -109,11 +112,15 @@ def link(path: Path, target: Path) -> None:
     """
     try:
         with durable(path) as partial:
-            partial.unlink(missing_ok=True)
+            remove(partial)
             try:
                 partial.symlink_to(os.path.relpath(target, path.parent))
             except OSError:  # a file system without links
-                shutil.copyfile(target, partial)
+                if target.is_dir():
+                    shutil.copytree(target, partial)
+                    remove(path)
+                else:
+                    shutil.copyfile(target, partial)
     except OSError as error:
         raise UnsavedError(f"cannot make {path} a link to {target}: {error.strerror or error}") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 # by the names that safetensors has for them
 DTYPES = {
@@ -63,14 +64,14 @@ def taken_apart(value: Any, reserved: str) -> tuple[Any, dict[str, Tensor]]:
                     for key, item in value.items()
                 ]
             }
-        if kind is Tensor and value.layout is torch.strided and value.dtype in DTYPES:
+        if kind in (Tensor, DTensor) and value.layout is torch.strided and value.dtype in DTYPES:
             name = "/".join(path)
             while name in tensors or name == reserved:
                 name += "'"
             tensors[name] = value
             return {"tensor": name}
         what = f"{kind.__module__}.{kind.__qualname__}"
-        what = f"{value.layout} {value.dtype} tensor" if kind is Tensor else what
+        what = f"{value.layout} {value.dtype} tensor" if isinstance(value, Tensor) else what
         raise ValueError(f"{'/'.join(path)} is a {what}; a checkpoint holds {_HELD}")
 
     return apart(value, ()), tensors

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alignkit.building import build
 from alignkit.catalog import Catalog
-from alignkit.checkpoints import SUFFIX, Saved, find, kept, saved
+from alignkit.checkpoints import SUFFIX, Saved, find, is_there, kept, saved
 from alignkit.components import Backbone
 from alignkit.evaluation.contents import Evaluated
 from alignkit.evaluation.seen import rewards_seen
@@ -77,7 +77,7 @@ class Finder:
         folder, checkpoint = at(source)
         if (folder / CONFIG).is_file():
             return self._run(name, folder, checkpoint)
-        if folder.suffix == SUFFIX and folder.is_file():
+        if folder.suffix == SUFFIX and is_there(folder):
             raise ValueError(
                 f"--model {source}: is a checkpoint; name it by its run, as in RUN@{folder.stem}"
             )

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from alignkit.averages import Snapshots
 from alignkit.callbacks import EMA
-from alignkit.checkpoints.file import step
 from alignkit.checkpoints.folder import in_folder
+from alignkit.checkpoints.forms import step
 from alignkit.guards.stopping import StoppedError
 from alignkit.module import AlignModule
 

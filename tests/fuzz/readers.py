@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from alignkit import checkpoints
 from alignkit.catalog import Catalog, CatalogError, discover
-from alignkit.checkpoints.file import step
+from alignkit.checkpoints.forms import step
 from alignkit.components import PairSource
 from alignkit.data.cache.manifest import read_manifest
 from alignkit.data.cache.shards import Shards, header_of, mapped
