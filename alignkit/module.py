@@ -30,7 +30,7 @@ from alignkit.data import AlignData
 from alignkit.policy import BoundDenoiser, ReferenceDenoiser, has_adapters, own_reference
 from alignkit.resuming import Resuming
 from alignkit.rules import Combination
-from alignkit.sharding import is_sharded, shard, whole
+from alignkit.sharding import check_optimizer, check_strategy, is_sharded, shard, whole
 from alignkit.types import Batch, Encoded, Key, Loss, Sample, Scored, Weights, mean_logs
 
 FITTING = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}
@@ -88,7 +88,7 @@ class AlignModule(pl.LightningModule):
         self.outcome: dict[str, Any] = {}
         self._snapshots = Snapshots(weighting.snapshots) if weighting and weighting.snapshots else None
         self._compiled = Compiled(compile)
-        self._start_checked = False
+        self._start_checked = self._fills_up = False
         self.resuming = Resuming()
         rules.check(self._parts())
 
@@ -96,10 +96,11 @@ class AlignModule(pl.LightningModule):
         """Refuses a trainer that does not go with its parts, and takes what the data's cache says of prompts.
 
         Raises:
-            ValueError: it breaks a rule, or the cache was made by other encoders.
+            ValueError: it breaks a rule, its strategy shards nothing, or the cache is of other encoders.
         """
         trained = self._parts()._replace(precision=str(self.trainer.precision), compile=self._compiled.how)
         rules.check(trained)
+        check_strategy(self.trainer.strategy)
         data = getattr(self.trainer, "datamodule", None)
         cache = data.opened_cache if isinstance(data, AlignData) else None
         if cache is not None:
@@ -140,11 +141,14 @@ class AlignModule(pl.LightningModule):
         return trained
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        data = getattr(self.trainer, "datamodule", None)
+        self._fills_up = isinstance(data, AlignData) and data.fills_up(batch_idx)
         return self.training_step(batch, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        assert self.policy is not None
-        optimizer = self.optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        optimizer = self.optimizer([p for p in self._trained().parameters() if p.requires_grad])
+        if is_sharded(self._trained()):
+            check_optimizer(optimizer)
         ramp = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: self.lr_scale * self.lr_factor * min(1.0, (step + 1) / (self.warmup_steps or 1)),
@@ -290,7 +294,9 @@ class AlignModule(pl.LightningModule):
             logs["loser_mse_change"] = logs["loser_mse"] - logs["ref_loser_mse"]
         self.seen = means = mean_logs(logs)
         if not self.trainer.training:
-            self.log_dict({f"val/{k}": v for k, v in means.items()}, batch_size=count, sync_dist=True)
+            # Lightning divides how many pairs all processes had by how many processes there are, rounded down
+            size = 0 if self._fills_up else count * self.trainer.world_size
+            self.log_dict({f"val/{k}": v for k, v in means.items()}, batch_size=size, sync_dist=True)
             return
         if not self._start_checked:
             self._check_start(loss)

@@ -81,6 +81,31 @@ def strategy(named: Any) -> Strategy | None:
     return Sharded() if isinstance(named, str) and named in NAMES else None
 
 
+def check_strategy(strategy: Strategy) -> None:
+    """Refuses Lightning's own, whose networks nobody shards: each process would train alone.
+
+    Raises:
+        ValueError: it is that one.
+    """
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, Sharded):
+        raise ValueError(
+            f"trainer.strategy: with {type(strategy).__name__} each process would train alone; use fsdp"
+        )
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuses an optimizer that takes a weight's rows and columns together.
+
+    Raises:
+        ValueError: it does.
+    """
+    if isinstance(optimizer, torch.optim.Adafactor):
+        raise ValueError(
+            "optimizer: torch's Adafactor looks at all rows of a weight, but a process has some only under "
+            "trainer.strategy fsdp; use another one, such as AdamW, or another strategy"
+        )
+
+
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Shards a network in place, each of its blocks as one.
 
@@ -92,11 +117,6 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     for block in _blocks(network):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
-    # what has a gradient is settled at the first gathering, which must not be one with adapters switched off
-    for block in network.modules():
-        if isinstance(block, FSDPModule):
-            block.unshard()
-            block.reshard()
 
 
 def is_sharded(network: nn.Module) -> bool:

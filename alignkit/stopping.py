@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
-from alignkit import slurm, trust
+from alignkit import checkpoints, slurm, trust
 from alignkit.callbacks import Checkpoints
 from alignkit.signals import PATIENCE, Stopped, Watch, current
 
@@ -225,7 +225,7 @@ def how_to_go_on(trainer: pl.Trainer) -> str:
     if not own:
         return "nothing is saved: the run was told to save no checkpoints"
     last = Path(own[0].last_model_path)
-    if not last.is_file():
+    if not checkpoints.is_there(last):
         return "nothing was trained, and nothing saved"
     where = f"saved in {last.resolve()}"
     if own[0].has_news(trainer):

@@ -77,7 +77,7 @@ def write(path: Path, checkpoint: Mapping[str, Any]) -> None:
                     f"cannot save {path}, {writer.needed:,} bytes here: process {rank}: "
                     f"{reason.strerror or reason}\nWhat was saved before is as it was"
                 ) from error
-        raise
+        raise RuntimeError(f"cannot save {path}: {error}") from error
 
 
 def read(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def taken_apart(value: Any, reserved: str) -> tuple[Any, dict[str, Tensor]]:
             tensors[name] = value
             return {"tensor": name}
         what = f"{kind.__module__}.{kind.__qualname__}"
-        what = f"{value.layout} {value.dtype} tensor" if isinstance(value, Tensor) else what
+        what = f"{value.layout} {value.dtype} tensor" if kind in (Tensor, DTensor) else what
         raise ValueError(f"{'/'.join(path)} is a {what}; a checkpoint holds {_HELD}")
 
     return apart(value, ()), tensors

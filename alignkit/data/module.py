@@ -21,6 +21,7 @@ from alignkit.data.loader import ResumableLoader
 from alignkit.data.ordering import Ordering, Ties
 from alignkit.data.pictures import MAX_PIXELS, MOST_PIXELS, framed
 from alignkit.data.unreadable import check_share
+from alignkit.sharding import Sharded
 from alignkit.signals import left_to_parent
 from alignkit.types import Batch, Reads
 
@@ -144,6 +145,10 @@ class AlignData(pl.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer else 0
         world_size = self.trainer.world_size if self.trainer else 1
         order = [(index, 0) for index in range(rank, len(pairs), world_size)]
+        self._validation_batches = -(-len(order) // self.batch_size)
+        most = -(-len(range(0, len(pairs), world_size)) // self.batch_size)
+        if self.trainer and isinstance(self.trainer.strategy, Sharded) and self._validation_batches < most:
+            order.append((0, 0))  # no process runs a sharded network without the others
         return DataLoader(
             pairs,
             self.batch_size,
@@ -152,6 +157,10 @@ class AlignData(pl.LightningDataModule):
             collate_fn=self._collate,
             worker_init_fn=left_to_parent,
         )
+
+    def fills_up(self, batch_idx: int) -> bool:
+        """Whether a validation batch is there only because other processes have one more."""
+        return batch_idx >= self._validation_batches
 
     def on_after_batch_transfer(self, batch: Batch | StoredBatch, dataloader_idx: int) -> Batch:
         return batch.opened() if isinstance(batch, StoredBatch) else batch
