@@ -135,9 +135,8 @@ class AlignModule(pl.LightningModule):
         scored = self._score(sample, policy, reference, encoded)
         weights = self._weigh(scored, batch)
         loss = self._loss(scored._replace(margin_B=weights.margin_B), batch)
-        self._report(scored, loss, weights, len(batch.prompts))
         trained = (weights.weight_B * loss.loss_B).mean()
-        self.seen["trained"] = trained.detach()
+        self._report(scored, loss, weights, trained)
         return trained
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -284,7 +283,8 @@ class AlignModule(pl.LightningModule):
         loss_B = batch.label_B * loss.loss_B + (1 - batch.label_B) * mirrored.loss_B
         return loss._replace(loss_B=loss_B)
 
-    def _report(self, scored: Scored, loss: Loss, weights: Weights, count: int) -> None:
+    def _report(self, scored: Scored, loss: Loss, weights: Weights, trained: Tensor) -> None:
+        count = len(loss.loss_B)
         logs = {"loss": loss.loss_B, **loss.logs, **weights.logs}
         for name, logp_KB in (("", scored.logp_KB), ("ref_", scored.ref_logp_KB)):
             if logp_KB is not None and len(logp_KB) == 2:
@@ -292,7 +292,8 @@ class AlignModule(pl.LightningModule):
         if {"winner_mse", "ref_winner_mse"} <= logs.keys():
             logs["winner_mse_change"] = logs["winner_mse"] - logs["ref_winner_mse"]
             logs["loser_mse_change"] = logs["loser_mse"] - logs["ref_loser_mse"]
-        self.seen = means = mean_logs(logs)
+        means = mean_logs(logs)
+        self.seen = {**means, "trained": trained.detach()}
         if not self.trainer.training:
             # Lightning divides how many pairs all processes had by how many processes there are, rounded down
             size = 0 if self._fills_up else count * self.trainer.world_size
