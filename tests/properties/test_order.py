@@ -98,8 +98,11 @@ def test_an_epoch_has_no_record_twice_and_leaves_the_fewest_out(
             assert len({groups[index] for batch in step for index, _ in batch} - {-1}) == 1
     assert len({len(rank) for rank in batches}) == 1
     stop = data.draw(st.integers(0, len(batches[0])))
-    for rank, resumed in enumerate(ranks()):
-        resumed.load_state_dict({"epoch": 0, "consumed": stop})
+    for rank, (stopped, resumed) in enumerate(zip(ranks(), ranks(), strict=True)):
+        started = iter(stopped)
+        for _ in range(stop):
+            next(started)
+        resumed.load_state_dict(stopped.state_dict())
         assert list(resumed) == batches[rank][stop:]
         assert {visit for batch in resumed for _, visit in batch} <= {1}
 
