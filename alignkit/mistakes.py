@@ -108,7 +108,7 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         TrustError: it names a class of a package that is not trusted.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8"))
         too_many = _num_values(content, {}) > MAX_VALUES
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: is no text file in UTF-8 ({error.reason})") from error
@@ -119,8 +119,6 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         raise UsageError(f"{name}{place}: is no YAML: {error.problem}{hint}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise UsageError(f"{name}: is no config: it is nested too deep") from error
     if too_many:
         raise UsageError(f"{name}: is no config: its aliases stand for more than {MAX_VALUES} values")
     if content is None:
@@ -129,6 +127,20 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         raise UsageError(f"{name}: must map keys to values, such as objective: NAME, got {shown(content)}")
     trust.check(content, name)
     return content
+
+
+def parsed(text: str) -> Any:
+    """What YAML says.
+
+    Raises:
+        yaml.YAMLError: it says nothing, or a value that there is not, such as the date 2001-13-45.
+    """
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise yaml.YAMLError(f"one of its values cannot be: {error}") from error
 
 
 def _num_values(value: Any, known: dict[int, float]) -> float:

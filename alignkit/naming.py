@@ -147,8 +147,8 @@ def expand_arguments(catalog: Catalog, arguments: list[str]) -> tuple[list[str],
 def inline(place: str, text: str) -> Any:
     """Reads a list or mapping that stands on the command line."""
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        return mistakes.parsed(text)
+    except yaml.YAMLError as error:
         raise UsageError(f"--{place}: is no YAML: {mistakes.shown(text)}") from error
 
 

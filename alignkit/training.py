@@ -349,7 +349,7 @@ def run_cli(catalog: Catalog, command: str, arguments: list[str], *, only_read: 
     """
 
     def load(text: str) -> Any:
-        value = float(text) if _NUMBER.fullmatch(text) else yaml.safe_load(text)
+        value = float(text) if _NUMBER.fullmatch(text) else mistakes.parsed(text)
         return absolute(expand_config(catalog, value) if isinstance(value, dict) else value, command)
 
     quiet_libraries()
