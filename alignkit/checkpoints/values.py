@@ -65,7 +65,8 @@ def taken_apart(value: Any, reserved: str) -> tuple[Any, dict[str, Tensor]]:
                 ]
             }
         if kind in (Tensor, DTensor) and value.layout is torch.strided and value.dtype in DTYPES:
-            name = "/".join(path)
+            # safetensors takes no halves of characters
+            name = "/".join(path).encode("utf-8", "backslashreplace").decode()
             while name in tensors or name == reserved:
                 name += "'"
             tensors[name] = value

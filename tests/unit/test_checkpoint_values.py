@@ -89,6 +89,8 @@ def test_tensors_whose_paths_read_alike_stay_apart(tmp_path: Path) -> None:
         "a/b": torch.tensor(1),
         "a": {"b": torch.tensor(2), "c": {1: torch.tensor(3), "1": torch.tensor(4)}},
         "__metadata__": torch.tensor(5),
+        "\ud800": torch.tensor(6),  # half a character
+        "\\ud800": torch.tensor(7),
     }
     write(tmp_path / "x.ckpt", state)
     assert_same(state, read(tmp_path / "x.ckpt"))
