@@ -27,6 +27,7 @@ from alignkit.components import (
     Weighting,
 )
 from alignkit.data import AlignData
+from alignkit.distributed import averaged
 from alignkit.policy import BoundDenoiser, ReferenceDenoiser, has_adapters, own_reference
 from alignkit.resuming import Resuming
 from alignkit.rules import Combination
@@ -88,7 +89,7 @@ class AlignModule(pl.LightningModule):
         self.outcome: dict[str, Any] = {}
         self._snapshots = Snapshots(weighting.snapshots) if weighting and weighting.snapshots else None
         self._compiled = Compiled(compile)
-        self._start_checked = self._fills_up = False
+        self._start_checked = False
         self.resuming = Resuming()
         rules.check(self._parts())
 
@@ -140,8 +141,6 @@ class AlignModule(pl.LightningModule):
         return trained
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        data = getattr(self.trainer, "datamodule", None)
-        self._fills_up = isinstance(data, AlignData) and data.fills_up(batch_idx)
         return self.training_step(batch, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -295,17 +294,24 @@ class AlignModule(pl.LightningModule):
         means = mean_logs(logs)
         self.seen = {**means, "trained": trained.detach()}
         if not self.trainer.training:
-            # Lightning divides how many pairs all processes had by how many processes there are, rounded down
-            size = 0 if self._fills_up else count * self.trainer.world_size
-            self.log_dict({f"val/{k}": v for k, v in means.items()}, batch_size=size, sync_dist=True)
+            # times the processes: Lightning divides the count of all by their number, in whole numbers
+            count *= self.trainer.world_size
+            self.log_dict({f"val/{k}": v for k, v in means.items()}, batch_size=count, sync_dist=True)
             return
         if not self._start_checked:
             self._check_start(loss)
+        if self._is_logged():  # only then: the processes wait for each other
+            means = averaged(means)
         self.log_dict({k: v for k, v in means.items() if k != "loss"}, batch_size=count)
         self.log("loss", means["loss"], prog_bar=True, batch_size=count)
         for short, name in (("margin", "rewards/margins"), ("accuracy", "rewards/accuracies")):
             if name in means:
                 self.log(short, means[name], prog_bar=True, logger=False, batch_size=count)
+
+    def _is_logged(self) -> bool:
+        """Whether loggers write down the optimizer step that this batch is of."""
+        every = self.trainer.log_every_n_steps
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def _check_start(self, loss: Loss) -> None:
         """Before the first step the policy is the reference: its margin is 0 and its loss is known.

@@ -1,5 +1,6 @@
 """A loader whose order is a function of the seed and the epoch, and which resumes inside an epoch."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +117,23 @@ class _Order(Sampler[tuple[int, int]]):
         epoch = self._loader._epoch
         # of an array, not of the tensor: that would make a tensor of each of them at once
         return ((int(index), epoch) for index in self._loader._order.numpy())
+
+
+def shared_out(count: int, batch_size: int, *, rank: int, world_size: int) -> list[range]:
+    """The share of a process in so many records, in order, in batches; every process has as many of them.
+
+    So none waits for another that has none left. Batches of one number are together what a single process
+    with a larger batch has, up to the last, which may hold one record more than the others.
+
+    Args:
+        count: number of records, at least as many as processes.
+        batch_size: records of a batch.
+        rank: number of the process.
+        world_size: number of processes.
+    """
+    mine, batches = range(rank, count, world_size), math.ceil(count // world_size / batch_size)
+    starts = [number * batch_size for number in range(batches)]
+    return [mine[start:end] for start, end in zip(starts, [*starts[1:], len(mine)], strict=True)]
 
 
 def in_rows(values: Tensor, size: int) -> Tensor:

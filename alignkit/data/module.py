@@ -17,11 +17,10 @@ from alignkit.data.cache.store import Cache, CachedPairs, StoredBatch, as_it_is
 from alignkit.data.cache.table import source_hash
 from alignkit.data.dataset import CENTRED, PairDataset, check_reads, collate
 from alignkit.data.framing import Framing
-from alignkit.data.loader import ResumableLoader
+from alignkit.data.loader import ResumableLoader, shared_out
 from alignkit.data.ordering import Ordering, Ties
 from alignkit.data.pictures import MAX_PIXELS, MOST_PIXELS, framed
 from alignkit.data.unreadable import check_share
-from alignkit.sharding import Sharded
 from alignkit.signals import left_to_parent
 from alignkit.types import Batch, Reads
 
@@ -144,23 +143,22 @@ class AlignData(pl.LightningDataModule):
         pairs = self._dataset("validation", Ordering(self.validation_reads))
         rank = self.trainer.global_rank if self.trainer else 0
         world_size = self.trainer.world_size if self.trainer else 1
-        order = [(index, 0) for index in range(rank, len(pairs), world_size)]
-        self._validation_batches = -(-len(order) // self.batch_size)
-        most = -(-len(range(0, len(pairs), world_size)) // self.batch_size)
-        if self.trainer and isinstance(self.trainer.strategy, Sharded) and self._validation_batches < most:
-            order.append((0, 0))  # no process runs a sharded network without the others
+        if len(pairs) < world_size:
+            raise ValueError(
+                f"AlignData: {len(pairs)} validation pairs are fewer than the {world_size} processes; give "
+                "more, or none"
+            )
+        batches = [
+            [(index, 0) for index in batch]
+            for batch in shared_out(len(pairs), self.batch_size, rank=rank, world_size=world_size)
+        ]
         return DataLoader(
             pairs,
-            self.batch_size,
-            sampler=order,
+            batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=self._collate,
             worker_init_fn=left_to_parent,
         )
-
-    def fills_up(self, batch_idx: int) -> bool:
-        """Whether a validation batch is there only because other processes have one more."""
-        return batch_idx >= self._validation_batches
 
     def on_after_batch_transfer(self, batch: Batch | StoredBatch, dataloader_idx: int) -> Batch:
         return batch.opened() if isinstance(batch, StoredBatch) else batch

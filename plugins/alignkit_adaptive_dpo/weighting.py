@@ -47,8 +47,8 @@ class MinorityAware(Weighting):
     The annotators of a pair are the live policy and averages of its weights, on the same noised pictures.
     For logistic objectives that look at the reference, on pairs. The defaults are those of the released code
     (https://github.com/fanfanffff1/Adaptive-DPO at a64ae01) for SD 1.5. Every statistic over prompts is of
-    one training step's prompts of all processes; with gradient accumulation, of those that are computed at
-    the same time. Outside training it is of the process's own batch.
+    one step's prompts of all processes; with gradient accumulation, of those that are computed at the same
+    time.
 
     Args:
         rho: size of the annotators' logits: for groups of 16 prompts if normalised, and then scaled to the
@@ -112,7 +112,7 @@ class MinorityAware(Weighting):
 
     def forward(self, scored: Scored, batch: Batch) -> Weights:
         margin_AB = _margins(scored)
-        group_AG = self._group(margin_AB.T).T
+        group_AG = gathered(margin_AB.T, equal=self.training).T
         found, score_B = self._judged(margin_AB, group_AG)
         if scored.step < self.warmup_steps:
             score_B = torch.zeros_like(score_B)
@@ -146,10 +146,6 @@ class MinorityAware(Weighting):
             return found, shared_scores(found.score_B, group.score_B)
         alone = judge(margin_AB[:1], group_AG=group_AG[:1])
         return found, standardized_scores(found.score_B, group.stability_B, alone.confidence_B)
-
-    def _group(self, value_B: Tensor) -> Tensor:
-        """Values of all processes in training; else processes may hold unequal batches."""
-        return gathered(value_B) if self.training else value_B
 
 
 def _margins(scored: Scored) -> Tensor:

@@ -1,4 +1,7 @@
-"""Objectives of likes and dislikes. Shape suffixes: K candidates of a prompt; B prompts."""
+"""Objectives of likes and dislikes.
+
+Shape suffixes: K candidates of a prompt; B prompts; G prompts of all processes.
+"""
 
 from typing import ClassVar
 
@@ -39,7 +42,7 @@ class KTO(Objective):
         logp_KB = required(scored.logp_KB, self, "logp")
         ref_logp_KB = required(scored.ref_logp_KB, self, "ref_logp").detach()
         reward_KB = implicit_reward(logp_KB.detach(), ref_logp_KB, beta=self.beta)
-        baseline = kto_baseline(gathered(reward_KB.mean(0)))
+        baseline = kto_baseline(gathered(reward_KB.mean(0), equal=self.training))
         loss_B = kto_loss(
             logp_KB,
             ref_logp_KB,
@@ -87,7 +90,9 @@ class UnpairedKTO(Objective):
         ref_logp_B = required(scored.ref_logp_KB, self, "ref_logp")[0].detach()
         label_B = torch.ones_like(ref_logp_B) if batch.label_B is None else batch.label_B
         reward_B = implicit_reward(logp_B.detach(), ref_logp_B, beta=self.beta)
-        baseline = kto_baseline(gathered(reward_B))
+        # of all processes, which need not see as many liked images each
+        reward_G, label_G = gathered(torch.stack([reward_B, label_B], 1), equal=self.training).unbind(1)
+        baseline = kto_baseline(reward_G)
         loss_B = unpaired_kto_loss(
             logp_B,
             ref_logp_B,
@@ -97,8 +102,8 @@ class UnpairedKTO(Objective):
             undesirable_weight=self.undesirable_weight,
             baseline=baseline,
         )
-        liked = (label_B * reward_B).sum() / label_B.sum().clamp(min=1)
-        disliked = ((1 - label_B) * reward_B).sum() / (1 - label_B).sum().clamp(min=1)
+        liked = (label_G * reward_G).sum() / label_G.sum().clamp(min=1)
+        disliked = ((1 - label_G) * reward_G).sum() / (1 - label_G).sum().clamp(min=1)
         logs = {
             "rewards/chosen": liked,
             "rewards/rejected": disliked,

@@ -23,7 +23,7 @@ class SEEDPO(Objective):
             of SEE-DPO is not known.
         gamma: weight of the entropy by that of the divergence, >= 0; 0 is Diffusion-DPO. The paper's is not
             known. Its term compares two different images and does not cancel as the margin does: keep
-            ``entropy/ratio`` well below 1 at the end of training.
+            ``entropy/ratio``, of the batch of a process, well below 1 at the end of training.
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"logp", "ref_logp"})

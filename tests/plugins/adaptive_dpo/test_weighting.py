@@ -238,20 +238,26 @@ def test_two_processes_of_eight_are_one_of_sixteen(options: dict, monkeypatch: p
     """What is gathered of either half is the whole: norms, rho, mean margin and rescaling."""
     logp = logps()
     whole = weigh(logp, **options)
-    monkeypatch.setattr(weighting_module, "gathered", lambda value_B: margins(logp).T)
+    monkeypatch.setattr(weighting_module, "gathered", lambda value_B, **_: margins(logp).T)
     for part in (slice(0, 8), slice(8, 16)):
         half = weigh(logp[:, :, part], **options)
         assert_close(half.weight_B, whole.weight_B[part])
         assert_close(half.margin_B, whole.margin_B[part])  # type: ignore[index]
 
 
-def test_outside_training_processes_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch):
-    """They may hold unequal batches: a collective operation would hang."""
-    monkeypatch.setattr(weighting_module, "gathered", lambda value_B: pytest.fail("gathered"))
-    weighting = MinorityAware().eval()
-    weights = weighting(scored(logps()), toy_batch(PROMPTS))
-    monkeypatch.undo()
-    assert_close(weights.weight_B, weigh(logps()).weight_B)
+def test_outside_training_processes_may_hold_unequal_batches(monkeypatch: pytest.MonkeyPatch):
+    """A process of the first ten and one of the last six are one of all sixteen."""
+    logp = logps()
+    told: list[bool] = []
+
+    def gathered(value_B: torch.Tensor, *, equal: bool) -> torch.Tensor:
+        told.append(equal)
+        return margins(logp).T
+
+    monkeypatch.setattr(weighting_module, "gathered", gathered)
+    weights = MinorityAware().eval()(scored(logp[:, :, :10]), toy_batch(10))
+    assert_close(weights.weight_B, weigh(logp).weight_B[:10])
+    assert told == [False]
 
 
 @pytest.mark.slow

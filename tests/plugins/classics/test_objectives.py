@@ -266,7 +266,9 @@ def test_defaults_are_those_of_the_sources():
 def test_kto_baseline_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch):
     """Another process, whose pairs gained 9 and 3 in the mean: (0 + 6) / 2 over both."""
     monkeypatch.setattr(
-        alignkit_classics.kto, "gathered", lambda value_B: torch.cat([value_B, torch.full((3,), 6.0)])
+        alignkit_classics.kto,
+        "gathered",
+        lambda value_B, equal: torch.cat([value_B, torch.full((3, *value_B.shape[1:]), 6.0)]),
     )
     logp_KB = REF_LOGP_KB + torch.tensor([[1.0], [-1.0]])
     loss_B, logs = called(KTO(beta=2.0), logp_KB)
