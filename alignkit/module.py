@@ -310,7 +310,7 @@ class AlignModule(pl.LightningModule):
 
     def _is_logged(self) -> bool:
         """Whether loggers write down the optimizer step that this batch is of."""
-        every = self.trainer.log_every_n_steps
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
 
     def _check_start(self, loss: Loss) -> None:

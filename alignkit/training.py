@@ -34,6 +34,7 @@ from alignkit.naming import OPTIMIZERS, PLACES, absolute, expand_arguments, expa
 from alignkit.signals import Stopped, current
 from alignkit.stopping import Stopping
 from alignkit.types import Reads
+from alignkit.watch import Watch, watched
 
 TOP_LEVEL = {
     "objective": components.Objective,
@@ -161,6 +162,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(SampleGrid, "samples")
         parser.add_lightning_class_args(Guards, "guards")
+        parser.add_lightning_class_args(Watch, "watch")
         parser.link_arguments(
             ("objective", "sampler"), "data.reads", compute_fn=_reads, apply_on="instantiate"
         )
@@ -234,7 +236,8 @@ class CLI(LightningCLI):
             given.ckpt_path = str(run / checkpoints.LAST)
         if subcommand == "fit" and _is_first():
             slurm.begin(run)
-        super()._run_subcommand(subcommand)
+        with watched(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """Gives the run its folder and its callbacks, without pinning them in the config that is saved."""

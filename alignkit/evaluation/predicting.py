@@ -20,6 +20,7 @@ from alignkit.evaluation.scorers import Scorer
 from alignkit.evaluation.sheet import to_pictures
 from alignkit.evaluation.store import Picture, Store
 from alignkit.stopping import Stopping
+from alignkit.watch import watched
 
 
 class Job(NamedTuple):
@@ -183,4 +184,5 @@ def predict(module: Predicting, *, device: str, devices: int, num_nodes: int) ->
         **options,
     )
     Stopping().attach(trainer)
-    trainer.predict(module, return_predictions=False)
+    with watched(trainer):
+        trainer.predict(module, return_predictions=False)

@@ -21,6 +21,7 @@ from alignkit.data.pictures import framed
 from alignkit.signals import resumable
 from alignkit.stopping import Stopping
 from alignkit.training import quiet_libraries
+from alignkit.watch import watched
 
 DTYPES = ("float16", "bfloat16", "float32")
 # of what is to be written, as much must be free
@@ -123,7 +124,8 @@ def _cache(catalog: Catalog, options: argparse.Namespace) -> None:
     )
     Stopping().attach(trainer)
     making = Making(built["backbone"], data, wanted)
-    trainer.predict(making, return_predictions=False)
+    with watched(trainer):
+        trainer.predict(making, return_predictions=False)
     if trainer.is_global_zero:
         print(f"{folder} is complete; train from it with --data.cache {folder}")
 
