@@ -92,6 +92,10 @@ class PairDataset(Dataset[Any]):
         side = self.ordering.chosen([record.id], [record.label_0]).side_KB[0, 0]
         return _image(record, side), f"pair {record.id}"
 
+    def name(self, index: int) -> str:
+        """What messages call a pair."""
+        return f"pair {self.source.ids()[int(self.rows[index])]}"
+
     def note(self, index: int, error: Exception) -> None:
         """Notes that a pair cannot be read.
 
@@ -125,7 +129,7 @@ class PairDataset(Dataset[Any]):
             self._example(index, 0)
         except (OSError, ValueError) as error:
             return str(error)
-        return f"pair {self.source.ids()[int(self.rows[index])]}: can be read now"
+        return f"{self.name(index)}: can be read now"
 
 
 def collate(examples: list[Example]) -> Batch:

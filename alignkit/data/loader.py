@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
+
+from alignkit.data.workers import NamingLoader
 
 
-class ResumableLoader(DataLoader[Any]):
+class ResumableLoader(NamingLoader):
     """Shuffled batches, split over ranks; its place in the epoch travels in Lightning's checkpoint.
 
     Step s of an epoch covers the same records whatever the number of ranks and accumulated batches, as long
@@ -28,7 +30,7 @@ class ResumableLoader(DataLoader[Any]):
         world_size: number of processes.
         groups: the group of each record, from 0; records below 0 are never loaded. All are of one without it.
         accumulated: batches per optimizer step.
-        **options: further arguments of ``DataLoader``.
+        **options: further arguments of ``NamingLoader``.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ from alignkit.data.loader import ResumableLoader, shared_out
 from alignkit.data.ordering import Ordering, Ties
 from alignkit.data.pictures import MAX_PIXELS, MOST_PIXELS, framed
 from alignkit.data.unreadable import check_share
+from alignkit.data.workers import NamingLoader
 from alignkit.signals import left_to_parent
 from alignkit.types import Batch, Reads
 
@@ -52,6 +53,8 @@ class AlignData(pl.LightningDataModule):
         max_pixels: pictures of more are not decoded.
         max_unreadable: the most pairs that may be unreadable, as a share of them. Such a pair is named, and
             the next one is read in its place; the run ends where there are more.
+        worker_timeout: seconds in which the processes that read must give a batch; then they count as
+            hanging, and the run ends.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class AlignData(pl.LightningDataModule):
         bucket_step: int | None = None,
         max_pixels: int = MAX_PIXELS,
         max_unreadable: float = 0.01,
+        worker_timeout: float = 300.0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -81,6 +85,8 @@ class AlignData(pl.LightningDataModule):
         if not 1 <= max_pixels <= MOST_PIXELS:
             raise ValueError(f"AlignData: max_pixels must be from 1 to {MOST_PIXELS}, got {max_pixels}")
         check_share(max_unreadable)
+        if not worker_timeout > 0:
+            raise ValueError(f"AlignData: worker_timeout must be positive, got {worker_timeout}")
         if bucket_step is not None:
             check_step(resolution, bucket_step)
         self.framing = Framing(crop_shift, flip, seed).checked()
@@ -93,6 +99,7 @@ class AlignData(pl.LightningDataModule):
         self.train, self.validation = train, validation
         self.batch_size, self.resolution, self.ties = batch_size, resolution, ties
         self.num_workers, self.seed, self.cache = num_workers, seed, cache
+        self.worker_timeout = worker_timeout
         self.reads, self.validation_reads = reads, validation_reads
         self._identity: Mapping[str, str | int] = {}
 
@@ -135,6 +142,8 @@ class AlignData(pl.LightningDataModule):
             collate_fn=self._collate,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=left_to_parent,
+            named=self._train.name,
+            worker_timeout=self.worker_timeout,
         )
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -152,12 +161,14 @@ class AlignData(pl.LightningDataModule):
             [(index, 0) for index in batch]
             for batch in shared_out(len(pairs), self.batch_size, rank=rank, world_size=world_size)
         ]
-        return DataLoader(
+        return NamingLoader(
             pairs,
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=self._collate,
             worker_init_fn=left_to_parent,
+            named=pairs.name,
+            worker_timeout=self.worker_timeout,
         )
 
     def on_after_batch_transfer(self, batch: Batch | StoredBatch, dataloader_idx: int) -> Batch:

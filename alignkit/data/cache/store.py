@@ -209,6 +209,10 @@ class CachedPairs(Dataset[StoredBatch]):
         stored_N2CHW = self.cache.pictures.read(MOMENTS, found.number_KB.ravel().tolist())
         return StoredBatch(batch, stored_N2CHW.unflatten(0, shape))
 
+    def name(self, index: int) -> str:
+        """What messages call a pair."""
+        return f"pair {self._ids[self.rows[index]]}"
+
     def _found(self, index_B: NDArray[np.int64]) -> "_Found":
         row_B = self.rows[index_B]
         chosen = self.ordering.chosen(self._ids[row_B], self._labels[row_B])
@@ -221,10 +225,7 @@ class CachedPairs(Dataset[StoredBatch]):
 
     def _fault(self, index: int) -> str:
         """Why a pair cannot be read."""
-        return (
-            f"pair {self._ids[self.rows[index]]}: a picture of it could not be read when {self.cache.folder} "
-            "was made"
-        )
+        return f"{self.name(index)}: a picture of it could not be read when {self.cache.folder} was made"
 
 
 class _Found(NamedTuple):

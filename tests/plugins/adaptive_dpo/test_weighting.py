@@ -248,6 +248,7 @@ def test_two_processes_of_eight_are_one_of_sixteen(options: dict, monkeypatch: p
 def test_outside_training_processes_may_hold_unequal_batches(monkeypatch: pytest.MonkeyPatch):
     """A process of the first ten and one of the last six are one of all sixteen."""
     logp = logps()
+    whole = weigh(logp)
     told: list[bool] = []
 
     def gathered(value_B: torch.Tensor, *, equal: bool) -> torch.Tensor:
@@ -256,7 +257,7 @@ def test_outside_training_processes_may_hold_unequal_batches(monkeypatch: pytest
 
     monkeypatch.setattr(weighting_module, "gathered", gathered)
     weights = MinorityAware().eval()(scored(logp[:, :, :10]), toy_batch(10))
-    assert_close(weights.weight_B, weigh(logp).weight_B[:10])
+    assert_close(weights.weight_B, whole.weight_B[:10])
     assert told == [False]
 
 
