@@ -1,8 +1,10 @@
 """Worker processes that read: what each is reading, and what is said when one fails, dies or hangs."""
 
+import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -13,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 NOBODY = -1
 _KILLED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", re.DOTALL)
-_TIMEOUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 _RAISED = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.")
 
 
@@ -58,21 +59,38 @@ class Reading(Dataset[Any]):
         if (worker := get_worker_info()) is not None:
             self._now_W2[worker.id] = torch.tensor([os.getpid(), index])
 
-    def explained(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def explained(self, batches: Iterator[Any], timeout: float) -> Iterator[Any]:
         """The batches, and errors in words.
+
+        Args:
+            batches: what worker processes, or this one, give.
+            timeout: seconds that a batch of worker processes may take.
 
         Raises:
             ValueError: a worker process refused a record.
             RuntimeError: one died, or hangs.
         """
         while True:
+            hanging: list[int] = []
+            # PyTorch's own limit does not cover a worker that hangs while it hands over what it read
+            timer = threading.Timer(timeout, self._kill, (hanging,))
+            timer.daemon = True
+            if len(self._now_W2):
+                timer.start()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except Exception as error:
+                if hanging:
+                    with suppress(RuntimeError):  # PyTorch raises it at any time, when it hears of their end
+                        time.sleep(0.5)
+                    said = f"gave no batch for {timeout:g} s (data.worker_timeout)"
+                    raise RuntimeError(f"{self._who(hanging)} {said}") from error
                 self._explain(error)
                 raise
+            finally:
+                timer.cancel()
             yield batch
 
     def _explain(self, error: Exception) -> None:
@@ -80,30 +98,29 @@ class Reading(Dataset[Any]):
         if match := _KILLED.match(text):
             pids = [int(pid) for pid in match[1].split(",")]
             raise RuntimeError(f"{self._who(pids)} {match[2]}") from error
-        if match := _TIMEOUT.match(text):
-            hanging = self._busy()
-            for pid in hanging:
-                _kill(pid)
-            who = self._who(hanging)
-            raise RuntimeError(f"{who} gave no batch for {match[1]} s (data.worker_timeout)") from error
+        # where it handed over what it had read
+        if isinstance(error, OSError | EOFError) and (dead := self._dead()):
+            raise RuntimeError(f"{self._who(dead)} exited unexpectedly") from error
         if (match := _RAISED.match(text)) and isinstance(error, ValueError):
             raise ValueError(text.rpartition(f"\n{match[1]}: ")[2].rstrip() or text) from error
 
-    def _busy(self) -> list[int]:
-        return [int(pid) for pid, index in self._now_W2.tolist() if index != NOBODY]
+    def _kill(self, hanging: list[int]) -> None:
+        """Kills all worker processes, so that nobody waits for them; notes those that were reading."""
+        pids = [pid for pid in self._now_W2[:, 0].tolist() if pid != NOBODY]
+        hanging += [pid for pid, index in self._now_W2.tolist() if index != NOBODY] or pids or [NOBODY]
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _dead(self) -> list[int]:
+        alive = {process.pid for process in multiprocessing.active_children()}
+        return [pid for pid in self._now_W2[:, 0].tolist() if pid not in alive and pid != NOBODY]
 
     def _who(self, pids: Sequence[int]) -> str:
         """The worker processes, and what they were reading."""
         at = {pid: index for pid, index in self._now_W2.tolist() if index != NOBODY}
         told = [f"{pid} (reading {self._named(at[pid])})" if pid in at else str(pid) for pid in pids]
         return f"data.num_workers: worker process {', '.join(told) or 'unknown'}"
-
-
-def _kill(pid: int) -> None:
-    """Kills a worker process that hangs: this process would wait for it when it ends."""
-    with suppress(RuntimeError):  # which PyTorch raises here when it hears of it
-        os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)
 
 
 class NamingLoader(DataLoader[Any]):
@@ -126,11 +143,9 @@ class NamingLoader(DataLoader[Any]):
         num_workers: int = 0,
         **options: Any,
     ) -> None:
-        timeout = worker_timeout if num_workers else 0
-        super().__init__(
-            Reading(dataset, num_workers, named), num_workers=num_workers, timeout=timeout, **options
-        )
+        super().__init__(Reading(dataset, num_workers, named), num_workers=num_workers, **options)
+        self._worker_timeout = worker_timeout
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert isinstance(self.dataset, Reading)
-        return self.dataset.explained(super().__iter__())
+        return self.dataset.explained(super().__iter__(), self._worker_timeout)
