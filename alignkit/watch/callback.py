@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
 from alignkit.distributed import gathered_objects, is_joined
+from alignkit.signals import Stopped
 from alignkit.watch.ending import Ending, ended
 from alignkit.watch.hub import Hub
 from alignkit.watch.joining import joined
@@ -107,7 +108,9 @@ class Watch(pl.Callback):
         """
         if trainer.world_size == 1:
             return
-        if isinstance(exception, SIGTERMException | KeyboardInterrupt):  # all are told so, and end together
+        if isinstance(
+            exception, Stopped | SIGTERMException | KeyboardInterrupt
+        ):  # all are told so
             self.leave()
             return
         if _is_of_a_lost_connection(exception):
