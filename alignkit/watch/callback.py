@@ -108,9 +108,7 @@ class Watch(pl.Callback):
         """
         if trainer.world_size == 1:
             return
-        if isinstance(
-            exception, Stopped | SIGTERMException | KeyboardInterrupt
-        ):  # all are told so
+        if isinstance(exception, Stopped | SIGTERMException | KeyboardInterrupt):  # all are told so
             self.leave()
             return
         if _is_of_a_lost_connection(exception):

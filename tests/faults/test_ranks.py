@@ -67,7 +67,8 @@ def run(folder: Path, *options: str) -> Ended:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ALIGNKIT_")}
     roots = [str(ROOT), str(ROOT / "plugins"), environment.get("PYTHONPATH", "")]
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(roots)}
-    command = [sys.executable, "-m", "alignkit.cli", "fit", "--config=toy.yaml", "--run=run", *options]
+    program = [sys.executable, "-m", "alignkit.cli", "--trust", "tests"]
+    command = [*program, "fit", "--config=toy.yaml", "--run=run", *options]
     with (folder / "err.txt").open("w") as err:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=err, stderr=err, start_new_session=True

@@ -44,7 +44,7 @@ def main() -> int:
     }
     for arguments in json.loads(Path(file).read_text()):
         os.environ.pop("ALIGNKIT_RUN", None)
-        if code := main(arguments):
+        if code := main(["--trust", "tests", *arguments]):
             print(f"{code}: {' '.join(arguments)}", file=sys.stderr)
             return code
     return 0
