@@ -87,7 +87,13 @@ class Reading(Dataset[Any]):
                         time.sleep(0.5)
                     said = f"gave no batch for {timeout:g} s (data.worker_timeout)"
                     raise RuntimeError(f"{self._who(hanging)} {said}") from error
-                self._explain(error)
+                told: Exception = error
+                try:
+                    if isinstance(error, OSError | EOFError | RuntimeError) and len(self._now_W2):
+                        time.sleep(0.5)  # until PyTorch hears of a worker's end, and raises it wherever it is
+                except RuntimeError as heard:
+                    told = heard
+                self._explain(told)
                 raise
             finally:
                 timer.cancel()
