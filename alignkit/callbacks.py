@@ -24,8 +24,8 @@ from alignkit.evaluation.compare import audiences, draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.module import AlignModule
 from alignkit.resuming import Onlooker
-from alignkit.sharding import Sharded
 from alignkit.signals import cut_short, is_told
+from alignkit.strategies import Sharded
 from alignkit.types import Batch
 
 Value = TypeVar("Value")

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["--version"]:
         print(f"alignkit {__version__}")
         return 0
-    with signals.handled() as watch:
+    with signals.handled() as handler:
         try:
             code = command(arguments, blocked, trusted)
         except (CatalogError, ConfigNotFoundError, TrustError, UsageError) as error:
@@ -58,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 traceback.print_exception(error)
             code = fail(str(error))
         except Stopped as stopped:
-            if not watch.is_quiet:
+            if not handler.is_quiet:
                 notes = getattr(stopped, "__notes__", ())
                 print("; ".join(("alignkit: stopped", *notes)), file=sys.stderr)
             code = int(stopped.code or 0)  # of a thread, where no signal is handled, too
-        if watch.number is not None:
-            watch.end_others()
-            return 128 + watch.number
+        if handler.number is not None:
+            handler.end_others()
+            return 128 + handler.number
     return code
 
 

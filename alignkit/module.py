@@ -31,7 +31,8 @@ from alignkit.distributed import averaged
 from alignkit.policy import BoundDenoiser, ReferenceDenoiser, has_adapters, own_reference
 from alignkit.resuming import Resuming
 from alignkit.rules import Combination
-from alignkit.sharding import check_optimizer, check_strategy, is_sharded, shard, whole
+from alignkit.sharding import check_optimizer, is_sharded, shard, whole
+from alignkit.strategies import check_strategy
 from alignkit.types import Batch, Encoded, Key, Loss, Sample, Scored, Weights, mean_logs
 
 FITTING = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}

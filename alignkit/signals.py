@@ -39,7 +39,7 @@ class Stopped(SystemExit):
             self.add_note(note)
 
 
-class Watch:
+class Handler:
     """Handles signals: see the module. One of a process at a time, see ``handled``."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Watch:
             # not print: the signal may have come in the midst of one
             os.write(2, f"{name}: {self.promise}; once more to stop at once\n".encode())
 
-    def watch(self, number: int) -> None:
+    def handle(self, number: int) -> None:
         """Handles one more signal, where signals can be handled."""
         if threading.current_thread() is threading.main_thread() and number not in self._before:
             self._before[number] = signal.signal(number, self)
@@ -111,37 +111,37 @@ class Watch:
             worker.kill()
 
 
-def current() -> Watch | None:
+def current() -> Handler | None:
     """Who handles this process's signals, if it was forked from none that did."""
     handler = signal.getsignal(signal.SIGTERM)
-    return handler if isinstance(handler, Watch) else None
+    return handler if isinstance(handler, Handler) else None
 
 
 def is_told() -> bool:
     """Whether this process was told to end, and goes on to where it can."""
-    watch = current()
-    return watch is not None and watch.number is not None
+    handler = current()
+    return handler is not None and handler.number is not None
 
 
 @contextmanager
-def handled() -> Iterator[Watch]:
+def handled() -> Iterator[Handler]:
     """Handles signals within a ``with`` block, in the main thread; what is ignored stays so."""
-    watch = Watch()
+    handler = Handler()
     if threading.current_thread() is not threading.main_thread():
-        yield watch
+        yield handler
         return
     for number in HANDLED:
         if signal.getsignal(number) != signal.SIG_IGN:
-            watch.watch(number)
+            handler.handle(number)
     arrivals, arriving = os.pipe()
     os.set_blocking(arriving, False)
     _leave_forks_alone()
     before = signal.set_wakeup_fd(arriving, warn_on_full_buffer=False)
-    threading.Thread(target=watch.end_at_second, args=(arrivals,), daemon=True, name="signals").start()
+    threading.Thread(target=handler.end_at_second, args=(arrivals,), daemon=True, name="signals").start()
     try:
-        yield watch
+        yield handler
     finally:
-        watch.restore()
+        handler.restore()
         signal.set_wakeup_fd(before)
         os.close(arriving)
 
@@ -160,16 +160,16 @@ def _forget() -> None:
 @contextmanager
 def cut_short() -> Iterator[None]:
     """A ``with`` block that a signal ends at once, and only it: for work of which nothing depends."""
-    watch = current()
-    if watch is None or not watch.is_waiting:
+    handler = current()
+    if handler is None or not handler.is_waiting:
         yield
         return
-    watch.is_waiting = False
+    handler.is_waiting = False
     with suppress(Stopped):
         try:
             yield
         finally:
-            watch.is_waiting = True
+            handler.is_waiting = True
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import distributed
 
 from alignkit import checkpoints, slurm, trust
 from alignkit.callbacks import Checkpoints
-from alignkit.signals import PATIENCE, Stopped, Watch, current
+from alignkit.signals import PATIENCE, Handler, Stopped, current
 
 Value = TypeVar("Value")
 STEP, BATCH = "saving after this micro-step", "ending after this batch"
@@ -76,7 +76,7 @@ class Stopping(pl.Callback):
 
     def __init__(self) -> None:
         self.number = 0
-        self._watch = current() or Watch()
+        self._handler = current() or Handler()
         self._agreement: Agreement | None = None
         self._requeue: signal.Signals | None = None
         self._left, self._is_trained, self._is_predicting = 0, False, False
@@ -88,25 +88,25 @@ class Stopping(pl.Callback):
         # it would wait for the device before every micro-step to learn what rank 0 knows
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         launcher = trainer.strategy.launcher
-        self._watch.others = lambda: getattr(launcher, "procs", ())
-        self._watch.is_waiting = trainer.world_size > 1 and launcher is None
-        self._watch.is_quiet = getattr(rank_zero_only, "rank", 0) != 0
+        self._handler.others = lambda: getattr(launcher, "procs", ())
+        self._handler.is_waiting = trainer.world_size > 1 and launcher is None
+        self._handler.is_quiet = getattr(rank_zero_only, "rank", 0) != 0
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             assert environment.requeue_signal is not None
             self._requeue = environment.requeue_signal
-            self._watch.watch(self._requeue)
+            self._handler.handle(self._requeue)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Becomes the last callback: the others are done with a batch when it ends."""
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
         self._agreement = self._agreement or Agreement()
-        self._watch.is_waiting |= trainer.world_size > 1
+        self._handler.is_waiting |= trainer.world_size > 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_trained = True
-        self._watch.is_waiting, self._watch.promise = True, STEP
+        self._handler.is_waiting, self._handler.promise = True, STEP
         self._end()
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -120,7 +120,7 @@ class Stopping(pl.Callback):
             return
         # no process asks after a batch that another one has not: that one is where they must not wait for it
         self._left = -self._most(-_counted(trainer.num_val_batches))
-        self._watch.is_waiting, self._watch.promise = True, BATCH
+        self._handler.is_waiting, self._handler.promise = True, BATCH
         self._end()
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -131,12 +131,12 @@ class Stopping(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        self._watch.promise = STEP
+        self._handler.promise = STEP
         if self._is_agreed() and trainer.state.fn != TrainerFn.FITTING:
             raise Stopped(self.number)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._watch.is_waiting, self._watch.promise = True, BATCH
+        self._handler.is_waiting, self._handler.promise = True, BATCH
         self._left, self._is_predicting = self._most(_counted(trainer.num_predict_batches)), True
         self._end()
 
@@ -147,7 +147,7 @@ class Stopping(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         while self._left > 0:  # other processes have more batches, and ask after each
             self.on_predict_batch_end()
-        self._watch.is_waiting = False
+        self._handler.is_waiting = False
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes part where this process had nothing to predict, and was not asked before."""
@@ -164,18 +164,18 @@ class Stopping(pl.Callback):
             return
         if self._is_trained or trainer.state.fn == TrainerFn.FITTING:
             exception.add_note(how_to_go_on(trainer))
-        if self._watch.number == self._requeue:
+        if self._handler.number == self._requeue:
             exception.add_note(slurm.requeue())
 
     def paced(self, values: Iterable[Value], count: int) -> Iterator[Value]:
         """As the function of this name."""
-        promise, self._watch.promise = self._watch.promise, FILE
+        promise, self._handler.promise = self._handler.promise, FILE
         several = iter(values)
         for _ in range(self._most(count)):
             yield from islice(several, 1)
             self._end()
         yield from several
-        self._watch.promise = promise
+        self._handler.promise = promise
 
     def _most(self, number: int) -> int:
         assert self._agreement is not None
@@ -184,18 +184,18 @@ class Stopping(pl.Callback):
     def _is_agreed(self) -> bool:
         """Whether any process was told; to be asked by all of them."""
         if not self.number:
-            self.number = self._most(self._watch.number or 0)
+            self.number = self._most(self._handler.number or 0)
             if self.number:
-                self._watch.told(self.number)
-                self._watch.number, self._watch.patience = self.number, PATIENCE
+                self._handler.told(self.number)
+                self._handler.number, self._handler.patience = self.number, PATIENCE
                 self._take_over()
         return self.number > 0
 
     def _take_over(self) -> None:
         """Keeps the Trainer from killing this process where another one that it started ends first."""
-        started = self._watch.others()
+        started = self._handler.others()
         processes = list(started)
-        self._watch.others = lambda: processes
+        self._handler.others = lambda: processes
         if isinstance(started, list):
             started.clear()
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
-from alignkit import checkpoints, components, mistakes, resuming, rules, sharding, slurm
+from alignkit import checkpoints, components, mistakes, resuming, rules, slurm, strategies
 from alignkit.callbacks import Checkpoints, ProgressBar, SampleGrid, Throughput
 from alignkit.catalog import Catalog
 from alignkit.commandline import refusals
@@ -254,7 +254,7 @@ class CLI(LightningCLI):
             callbacks.append(Checkpoints())
         self.trainer_defaults["callbacks"] = callbacks
         options["plugins"] = [*self._plugins(), checkpoints.CheckpointFiles()]
-        if (sharded := sharding.strategy(config.trainer.strategy)) is not None:
+        if (sharded := strategies.strategy(config.trainer.strategy)) is not None:
             options["strategy"] = sharded
         trainer: pl.Trainer = super().instantiate_trainer(**options)
         Stopping().attach(trainer)
@@ -337,10 +337,10 @@ def _run(catalog: Catalog, command: str, arguments: list[str]) -> int:
     try:
         run_cli(catalog, command, arguments)
     except SIGTERMException as error:  # this is how the Trainer takes whatever Stopping tells it
-        watch = current()
-        if watch is None or watch.number is None:
+        handler = current()
+        if handler is None or handler.number is None:
             raise
-        raise Stopped(watch.number, getattr(error, "__notes__", ())) from error
+        raise Stopped(handler.number, getattr(error, "__notes__", ())) from error
     return 0
 
 

@@ -1,9 +1,6 @@
 """Whole runs through the command line, on a tiny pipeline."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,41 +121,6 @@ def test_batches_split_over_accumulation_give_the_same_weights(
         )
         assert code == 0, err
     assert_same_weights(tmp_path / "whole", tmp_path / "split", 1e-6)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_same_weights_as_one(config: str, tmp_path: Path) -> None:
-    """Ten steps of 8 pairs: one process with 8, two DDP processes with 4 each."""
-    environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
-    roots = os.pathsep.join(str(Path(__file__).parents[2] / root) for root in (".", "plugins"))
-    environment |= {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([roots, environment.get("PYTHONPATH", "")]),
-    }
-    ddp = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
-    for run, options in (("one", ()), ("two", ddp)):
-        command = [
-            sys.executable,
-            "-m",
-            "alignkit.cli",
-            "--trust",
-            "tests",
-            "fit",
-            f"--config={config}",
-            f"--run={run}",
-            *options,
-        ]
-        done = subprocess.run(
-            [*command, "--evaluation.max_prompts=0"],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-6)
-    assert {path.name for path in tmp_path.iterdir()} == {"tiny.yaml", "one", "two"}
 
 
 def test_resumed_run_is_bit_equal(alignkit: Run, config: str, tmp_path: Path) -> None:

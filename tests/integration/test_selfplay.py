@@ -321,20 +321,6 @@ def test_killed_and_resumed_is_bit_equal(
     assert not list(run.glob("rounds/*/.*.partial"))
 
 
-@pytest.mark.slow
-def test_two_processes_generate_and_train_as_one(config: str, tmp_path: Path) -> None:
-    """Batches of 8 in one process, of 4 in each of two; each generates half of a round's files.
-
-    Adam divides by the size of a gradient: an epsilon keeps what differs in the last bits from growing there.
-    """
-    steady = "--optimizer.eps=1e-4"
-    ddp = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
-    for run, options in (("one", ()), ("two", ddp)):
-        done = run_apart(tmp_path, f"--config={config}", f"--run={run}", steady, *options, threads=1)
-        assert done.returncode == 0, done.stderr
-    assert_same(tmp_path / "one", tmp_path / "two", 1e-6)
-
-
 def test_validate_puts_the_checkpoints_opponent_in_its_place(
     alignkit: Run, config: str, straight: Path, tmp_path: Path
 ) -> None:

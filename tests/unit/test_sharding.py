@@ -17,17 +17,8 @@ from alignkit import Batch
 from alignkit.averages import Average, Averaged, exchange, trainable
 from alignkit.data import AlignData
 from alignkit.policy import FrozenCopy, fingerprint
-from alignkit.sharding import (
-    Sharded,
-    check_optimizer,
-    check_strategy,
-    gathered_whole,
-    is_sharded,
-    placed,
-    shard,
-    strategy,
-    whole,
-)
+from alignkit.sharding import check_optimizer, gathered_whole, is_sharded, placed, shard, whole
+from alignkit.strategies import Sharded, check_strategy, strategy
 from alignkit.testing import ToyBackbone, ToyPairs
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from alignkit.signals import KEPT, Stopped, Watch, current, cut_short, handled, is_told, resumable
+from alignkit.signals import KEPT, Handler, Stopped, current, cut_short, handled, is_told, resumable
 
 
 def test_work_ends_where_it_stands_with_the_shells_code() -> None:
@@ -16,47 +16,47 @@ def test_work_ends_where_it_stands_with_the_shells_code() -> None:
 
 
 def test_who_waits_is_told_once_and_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
-    with handled() as watch:
-        watch.is_waiting, watch.promise = True, "saving"
+    with handled() as handler:
+        handler.is_waiting, handler.promise = True, "saving"
         assert not is_told()
         signal.raise_signal(signal.SIGTERM)
-        watch.told(signal.SIGINT)
+        handler.told(signal.SIGINT)
         assert is_told()
-    assert watch.number == signal.SIGTERM
+    assert handler.number == signal.SIGTERM
     assert capfd.readouterr().err == "SIGTERM: saving; once more to stop at once\n"
 
 
 def test_only_what_nothing_depends_on_is_cut_short() -> None:
     done = []
-    with handled() as watch:
-        watch.is_waiting = True
+    with handled() as handler:
+        handler.is_waiting = True
         with cut_short():
             signal.raise_signal(signal.SIGTERM)
             done.append("drawing")
         done.append("step")
         with cut_short():
             done.append("after it was told")
-        assert watch.is_waiting
+        assert handler.is_waiting
     assert done == ["step", "after it was told"]
     with pytest.raises(Stopped), handled(), cut_short():
         signal.raise_signal(signal.SIGTERM)
 
 
 def test_an_error_within_what_may_be_cut_short_is_an_error() -> None:
-    with handled() as watch:
-        watch.is_waiting = True
+    with handled() as handler:
+        handler.is_waiting = True
         with pytest.raises(ValueError, match="drawing"), cut_short():
             raise ValueError("drawing")
-        assert watch.is_waiting
+        assert handler.is_waiting
 
 
 def test_every_handler_is_given_back() -> None:
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before, threads = [signal.getsignal(number) for number in signals], threading.active_count()
-    with handled() as watch:
-        watch.watch(signal.SIGUSR1)
-        assert all(signal.getsignal(number) is watch for number in signals)
-        assert current() is watch
+    with handled() as handler:
+        handler.handle(signal.SIGUSR1)
+        assert all(signal.getsignal(number) is handler for number in signals)
+        assert current() is handler
     assert [signal.getsignal(number) for number in signals] == before
     assert current() is None
     assert signal.set_wakeup_fd(-1) == -1
@@ -79,7 +79,7 @@ def test_what_is_ignored_stays_so() -> None:
 
 
 def test_a_thread_leaves_signals_to_the_main_one() -> None:
-    found: list[Watch | None] = []
+    found: list[Handler | None] = []
 
     def work() -> None:
         with handled():
