@@ -176,20 +176,27 @@ def of(runs: Runs, line: Line, measure: str) -> str:
 
 
 def probed(claim: Claim) -> Iterator[str]:
-    """What was changed to find a cause, and what came of it; intervals over prompts alone."""
-    probes = PROBES.get(claim.letter, ())
-    runs = runs_of([probe.arm for probe in probes], [TUNING_SEED])
-    if not probes or runs is None:
+    """What was changed to find a cause, and what came of it."""
+    if claim.letter not in PROBES:
         return
-    yield f"One run each, training seed {TUNING_SEED}, on 57 prompts that were trained on:"
+    seeds, probes = PROBES[claim.letter]
+    runs = runs_of([probe.arm for probe in probes], seeds)
+    if runs is None:
+        return
+    tuned = tuple(seeds) == (TUNING_SEED,)
+    prompts = "57 prompts that were trained on" if tuned else "the prompts that are reported"
+    yield f"Training seeds {', '.join(map(str, seeds))}, on {prompts}:"
     yield ""
-    yield "| suspect | changed | gain in utility | fidelity, share of base | displacement |"
-    yield "|---|---|---|---|---|"
+    yield "| suspect | changed | gain in utility | minus the first's | fidelity, of base | displacement |"
+    yield "|---|---|---|---|---|---|"
+    first_SP = runs.gain(probes[0].arm.name)
     for suspect, change, arm in probes:
         share = runs.table(arm.name, FIDELITY).mean() / runs.table(BASE, FIDELITY).mean()
         moved = of(runs, Line("", arm.name), DISPLACEMENT)
-        gain = cell(interval(runs.gain(arm.name)), 2)
-        yield f"| {suspect} | {change} | {gain} | {100 * share:.1f} % | {moved} |"
+        gain_SP = runs.gain(arm.name)
+        over = "" if arm == probes[0].arm else cell(interval(gain_SP - first_SP), 2)
+        gain = cell(interval(gain_SP), 2)
+        yield f"| {suspect} | {change} | {gain} | {over} | {100 * share:.1f} % | {moved} |"
     yield ""
 
 

@@ -1,4 +1,4 @@
-"""What is run to find out why a claim does not hold: on the tuning prompts, with the tuning seed.
+"""What is run to find out why a claim does not hold, or cannot be told.
 
 Probes decide nothing. What they showed is written in investigations/, beside the table that `page.py` makes
 of them.
@@ -7,9 +7,11 @@ of them.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from arms import Arm
+from a_dmpo import SMOOTHED
+from arms import SEEDS, TUNING_SEED, Arm
+from choice import Choice
 from f_inversion import PAPER, PATH
-from settings import BETA
+from settings import BETA, DMPO, DPO, reported
 
 
 class Probe(NamedTuple):
@@ -26,27 +28,74 @@ class Probe(NamedTuple):
     arm: Arm
 
 
+class Probes(NamedTuple):
+    """What is run for one claim.
+
+    Args:
+        seeds: training seeds; the prompts are those that go with them.
+        probes: the first is what the others are compared with.
+    """
+
+    seeds: Sequence[int]
+    probes: Sequence[Probe]
+
+
+def _chosen(suspect: str, change: str, choice: Choice, name: str) -> Sequence[Probe]:
+    """The arm that was chosen, which is not run again; nothing while the choice waits."""
+    arm = reported(choice, name)
+    return [] if arm is None else [Probe(suspect, change, arm)]
+
+
 def _inversion(name: str, flip_rate: float = 0.0, **settings: object) -> Arm:
     """The paper's form at beta 1000, with something changed."""
     path = {key.replace("__", "."): value for key, value in (PATH | settings).items()}
     return Arm(f"probe_f_{name}", path | {BETA: 1000.0}, flip_rate=flip_rate)
 
 
-PROBES: Mapping[str, Sequence[Probe]] = {
-    "f": (
-        Probe("", "none: the paper's form at beta 1000", PAPER.options["1000"]),
-        Probe("our code", "every label swapped", _inversion("swapped", 1.0)),
-        Probe("our code", "four points of a path in place of one", _inversion("points", sampler__points=4)),
-        Probe("the bench", "start of the path noised", _inversion("noised", sampler__noised_start=True)),
-        Probe("the bench", "noise shared by both", _inversion("shared", sampler__shared_noise=True)),
-        Probe(
-            "the bench", "learning rate 1e-5 in place of 5e-5", _inversion("slow", **{"optimizer.lr": 1e-5})
+PROBES: Mapping[str, Probes] = {
+    "a": Probes(
+        SEEDS,
+        (
+            *_chosen("", "none: Diffusion-DPO", DPO, "dpo"),
+            *_chosen("", "none: DMPO", DMPO, "dmpo"),
+            *_chosen("our code", "the same smoothed label, the other divergence", SMOOTHED, "smoothed"),
+            Probe(
+                "the bench",
+                "Diffusion-DPO at beta 350, between two that were tried",
+                DPO.options["500"]._replace(name="probe_a_dpo_350", settings={BETA: 350.0}),
+            ),
+            Probe(
+                "the claim",
+                "DMPO at beta 3000, between two that were tried",
+                DMPO.options["2000"]._replace(
+                    name="probe_a_dmpo_3000", settings={"objective": "DMPO", BETA: 3000.0}
+                ),
+            ),
         ),
-        Probe("the claim", "guidance 2, the released script's", _inversion("guided", sampler__guidance=2.0)),
-        Probe(
-            "the claim",
-            "the figure's loss",
-            _inversion("deviation", sampler="DDIMInversionDeviation"),
+    ),
+    "f": Probes(
+        (TUNING_SEED,),
+        (
+            Probe("", "none: the paper's form at beta 1000", PAPER.options["1000"]),
+            Probe("our code", "every label swapped", _inversion("swapped", 1.0)),
+            Probe(
+                "our code", "four points of a path in place of one", _inversion("points", sampler__points=4)
+            ),
+            Probe("the bench", "start of the path noised", _inversion("noised", sampler__noised_start=True)),
+            Probe("the bench", "noise shared by both", _inversion("shared", sampler__shared_noise=True)),
+            Probe(
+                "the bench",
+                "learning rate 1e-5 in place of 5e-5",
+                _inversion("slow", **{"optimizer.lr": 1e-5}),
+            ),
+            Probe(
+                "the claim", "guidance 2, the released script's", _inversion("guided", sampler__guidance=2.0)
+            ),
+            Probe(
+                "the claim",
+                "the figure's loss",
+                _inversion("deviation", sampler="DDIMInversionDeviation"),
+            ),
         ),
     ),
 }

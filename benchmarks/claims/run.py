@@ -45,8 +45,9 @@ def wanted(claims: Sequence[Claim]) -> Iterator[tuple[Arm, int]]:
 def probed(claims: Sequence[Claim]) -> Iterator[tuple[Arm, int]]:
     """What looks for causes, and decides nothing."""
     for claim in claims:
-        for probe in PROBES.get(claim.letter, ()):
-            yield probe.arm, TUNING_SEED
+        if claim.letter in PROBES:
+            seeds, probes = PROBES[claim.letter]
+            yield from ((probe.arm, seed) for seed in seeds for probe in probes)
 
 
 def missing(runs: Iterable[tuple[Arm, int]]) -> list[tuple[Arm, int]]:
