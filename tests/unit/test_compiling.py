@@ -82,7 +82,8 @@ def test_losses_weights_and_names_are_those_of_the_uncompiled_run(folder: str, n
     for module, checkpoint in zip((plain, compiled), checkpoints, strict=True):
         module.on_save_checkpoint(checkpoint)
     assert checkpoints[0]["state_dict"].keys() == checkpoints[1]["state_dict"].keys()
-    assert checkpoints[0]["reference"] == checkpoints[1]["reference"]
+    references = [module.reference for module in (plain, compiled)]
+    assert len({reference.fingerprint() for reference in references if reference is not None}) == 1
 
 
 def test_an_average_of_a_compiled_policy_has_the_names_of_the_policy() -> None:
