@@ -5,8 +5,8 @@
 
 The run is three commands on a tiny random pipeline: ``cache`` encodes the pairs, ``fit`` plays two rounds
 against itself, which generates, trains, validates and saves, and ``evaluate`` draws and judges. Each point is
-a moment in one of these activities: it is drawn which time it happens, and where within it SIGKILL comes, from
-outside. The killed command is called again as a user would, and all after it. Then the final weights, the
+a moment in one of these activities: it is drawn which time it happens, and where within it SIGKILL comes,
+from outside. The killed command is called again as a user would, and all after it. Then the final weights, the
 optimizer, the files of the cache and the figures of the evaluation must be those of the whole run, and every
 batch must have held the same pairs, without a gap. One that differs makes this exit with 1.
 """
@@ -338,9 +338,9 @@ def table(rows: list[tuple[Point, str, list[str]]], usual: Usual) -> list[str]:
     same_ones = sum(not differences for _, _, differences in rows)
     lines = header(
         "A run that is killed",
-        "cache, fit (self-play, 2 rounds of 4 steps) and evaluate on a tiny random pipeline; compared with the",
-        "whole run: final weights, optimizer, average, pairs of every batch, files of the cache, and figures of",
-        "the evaluation.",
+        "cache, fit (self-play, 2 rounds of 4 steps) and evaluate on a tiny random pipeline; compared with",
+        "the whole run: final weights, optimizer, average, pairs of every batch, files of the cache, and",
+        "figures of the evaluation.",
     )
     lines += [f"**{same_ones} of {len(rows)} identical.**", ""]
     lines += ["| | killed while | time | at | went on from | differs in |", "|---|---|---|---|---|---|"]
