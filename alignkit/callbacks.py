@@ -22,6 +22,7 @@ from alignkit.checkpoints import UnsavedError
 from alignkit.data import AlignData
 from alignkit.evaluation.compare import audiences, draw
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
+from alignkit.logs import attempt
 from alignkit.module import AlignModule
 from alignkit.resuming import Onlooker
 from alignkit.signals import cut_short, is_told
@@ -275,7 +276,10 @@ class SampleGrid(Onlooker):
         if len(pictures) < len(rows):
             return
         sheet = contact_sheet(pictures, list(rows), prompts)
-        logger.experiment.add_image("samples", np.asarray(sheet), trainer.global_step, dataformats="HWC")
+        image_HWC = np.asarray(sheet)
+        attempt(
+            logger, logger.experiment.add_image, "samples", image_HWC, trainer.global_step, dataformats="HWC"
+        )
 
     def _drawn(
         self, module: AlignModule, network: torch.nn.Module, prompts: list[str], tokens_ULD: Tensor | None

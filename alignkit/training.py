@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
-from alignkit import checkpoints, components, mistakes, resuming, rules, slurm, strategies
+from alignkit import checkpoints, components, logs, mistakes, resuming, rules, slurm, strategies
 from alignkit.callbacks import Checkpoints, ProgressBar, SampleGrid, Throughput
 from alignkit.catalog import Catalog
 from alignkit.commandline import refusals
@@ -257,6 +257,8 @@ class CLI(LightningCLI):
         if (sharded := strategies.strategy(config.trainer.strategy)) is not None:
             options["strategy"] = sharded
         trainer: pl.Trainer = super().instantiate_trainer(**options)
+        for logger in trainer.loggers:
+            logs.endure(logger)
         Stopping().attach(trainer)
         if config.trainer.enable_checkpointing is not False:
             Checkpoints.check(trainer)
