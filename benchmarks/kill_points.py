@@ -6,9 +6,9 @@
 The run is three commands on a tiny random pipeline: ``cache`` encodes the pairs, ``fit`` plays two rounds
 against itself, which generates, trains, validates and saves, and ``evaluate`` draws and judges. Each point is
 a moment in one of these activities: it is drawn which time it happens, and where within it SIGKILL comes,
-from outside. The killed command is called again as a user would, and all after it. Then the final weights, the
-optimizer, the files of the cache and the figures of the evaluation must be those of the whole run, and every
-batch must have held the same pairs, without a gap. One that differs makes this exit with 1.
+from outside. The killed command is called again as a user would, and all after it. Then the final weights,
+the optimizer, the files of the cache and the figures of the evaluation must be those of the whole run, and
+every batch must have held the same pairs, without a gap. One that differs makes this exit with 1.
 """
 
 import argparse
