@@ -1,10 +1,11 @@
 """Files that are there as a whole, or not at all, and hashes of those that are too large to be read."""
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -79,6 +80,43 @@ def written_to(folder: Path, option: str = "--out") -> Iterator[None]:
                 f"{option} {folder}: cannot be written to; give another folder\n{error}"
             ) from error
         raise
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder within a ``with`` block; it goes if nothing came into it.
+
+    Raises:
+        ValueError: another one is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        hold(opened, folder)
+        yield
+    finally:
+        os.close(opened)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def hold(opened: int, folder: Path) -> None:
+    """Locks an open file until it is closed or this process is dead.
+
+    Args:
+        opened: the file.
+        folder: which it keeps others out of.
+
+    Raises:
+        ValueError: another process has locked it.
+    """
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        told = "another process is at work in it; wait for it, or give another folder"
+        raise ValueError(f"--out {folder}: {told}") from error
+    except OSError:  # a file system without locks
+        pass
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: dict[str, str]) -> None:

@@ -1,16 +1,15 @@
 """What an evaluation's folder is of, so that it is gone on with, and never mixed with another."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from alignkit.evaluation.report import JSON, MARKDOWN, PAGE
 from alignkit.evaluation.store import PICTURES, SCORES
-from alignkit.files import write_text, written_to
+from alignkit.files import hold, write_text, written_to
 
 FILE, LOCK = "evaluation.json", ".lock"
 OWN = {FILE, PICTURES, SCORES, JSON, MARKDOWN, PAGE}
@@ -93,18 +92,8 @@ class Record:
         with written_to(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / LOCK).open("w") as file:
-                _lock(file, self._folder)
+                hold(file.fileno(), self._folder)
                 yield
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        told = "another process is at work in it; wait for it, or give another folder"
-        raise ValueError(f"--out {folder}: {told}") from error
-    except OSError:  # a file system without locks
-        pass
 
 
 def _told(path: Path) -> tuple[dict[str, Any], dict[str, str], list[dict[str, str]]]:

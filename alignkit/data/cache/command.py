@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from alignkit.data.cache.manifest import Origin
 from alignkit.data.cache.table import source_hash
 from alignkit.data.module import AlignData
 from alignkit.data.pictures import framed
+from alignkit.files import only_one
 from alignkit.signals import resumable
 from alignkit.stopping import Stopping
 from alignkit.training import quiet_libraries
@@ -124,7 +126,7 @@ def _cache(catalog: Catalog, options: argparse.Namespace) -> None:
     )
     Stopping().attach(trainer)
     making = Making(built["backbone"], data, wanted)
-    with watched(trainer):
+    with only_one(folder) if trainer.is_global_zero else nullcontext(), watched(trainer):
         trainer.predict(making, return_predictions=False)
     if trainer.is_global_zero:
         print(f"{folder} is complete; train from it with --data.cache {folder}")
