@@ -24,7 +24,7 @@ SECONDS ?= 60
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all lint coverage fuzz mutants clean
+.PHONY: help demo install test test-all lint coverage fuzz mutants clean faults kill-points
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -65,6 +65,12 @@ fuzz: $(READY)  ## feed every reader of files odd ones for SECONDS each (Linux)
 mutants: $(READY)  ## change the maths and see that tests notice; writes benchmarks/results/mutants.md
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[mutants]'
 	$(BIN)/python benchmarks/mutants.py --out benchmarks/results --processes $(WORKERS)
+
+faults: $(READY) $(ACME)  ## inject every fault that is listed; writes benchmarks/results/faults.md
+	$(BIN)/python benchmarks/faults.py --out benchmarks/results --processes $(WORKERS)
+
+kill-points: $(READY)  ## kill a run 30 times and compare; writes benchmarks/results/kill_points.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_points.py --points 30 --out benchmarks/results
 
 clean:  ## remove .venv and what builds leave
 	rm -rf .venv build dist alignkit.egg-info .pytest_cache .mypy_cache .ruff_cache
