@@ -94,7 +94,9 @@ def _worker(rank: int, folder: str) -> None:
     told["full"] = _full(home, rank, mine)
     told["damaged"] = _damaged(home, rank, mesh)
     (home / f"{rank}.json").write_text(json.dumps(told))
+    distributed.barrier()
     distributed.destroy_process_group()
+    os._exit(0)  # now and then threads of gloo abort an interpreter that goes on to its end
 
 
 def _replace(home: Path, mesh: DeviceMesh, mine: dict[str, Any]) -> None:
