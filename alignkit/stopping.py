@@ -17,6 +17,7 @@ from torch import distributed
 
 from alignkit import checkpoints, slurm, trust
 from alignkit.callbacks import Checkpoints
+from alignkit.distributed import is_joined
 from alignkit.signals import PATIENCE, Handler, Stopped, current
 
 Value = TypeVar("Value")
@@ -34,8 +35,7 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        several = distributed.is_available() and distributed.is_initialized()
-        self._group = distributed.new_group(backend="gloo") if several else None
+        self._group = distributed.new_group(backend="gloo") if is_joined() else None
 
     def most(self, number: int) -> int:
         """The largest of the processes' numbers."""

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -222,12 +223,12 @@ def called(
     child = forked(work, folder / f"{command}.txt", wait=False)
     os.close(says)
     heard, times = [], Counter[str]()
-    with os.fdopen(hears, encoding="utf-8") as lines:
-        for line in map(str.strip, lines):
+    with os.fdopen(hears, "rb", buffering=0) as lines:  # what is in a buffer is not seen by select
+        while line := lines.readline().decode().strip():
             heard.append((time.monotonic(), line))
             times[line] += 1
             if point and line == f"{point.activity} begins" and times[line] == point.time:
-                time.sleep(seconds)
+                select.select([lines], [], [], seconds)  # an end that comes earlier is waited for no longer
                 os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status != (-signal.SIGKILL if point else 0):

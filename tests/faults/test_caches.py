@@ -1,11 +1,12 @@
 """Two commands that make one cache at once."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.runs import environment
 
 CONFIG = """
 backbone: {class_path: alignkit.testing.ToyBackbone}
@@ -43,7 +44,7 @@ def test_two_builders_at_once_leave_what_one_does(tmp_path: Path) -> None:
         return subprocess.Popen(
             [sys.executable, "-c", BUILDER, name, out],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

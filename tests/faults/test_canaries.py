@@ -5,7 +5,6 @@ Each goes through the command or the loader that a user would hand it to, in thi
 
 import ast
 import io
-import os
 import pickle
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from alignkit.testing.pipelines import tiny_stable_diffusion
 from alignkit_ppd.clip import ClipDifference
 from alignkit_rewards.weights import read_tensors
 from alignkit_sources.tables import table
+from tests.runs import environment
 
 Run = Callable[..., str]
 ROOT = Path(__file__).parents[2]
@@ -437,11 +437,10 @@ def test_modules_in_the_current_folder_shadow_nothing(canary: Path, tmp_path: Pa
     (work / "toy.yaml").write_text(CONFIG)
     script = scripts / "alignkit"
     script.write_text("import sys\nfrom alignkit.cli import main\nsys.exit(main())\n")
-    roots = [str(ROOT), str(ROOT / "plugins"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     done = subprocess.run(
         [sys.executable, str(script), "fit", "--config", "toy.yaml", "--print_config"],
         cwd=work,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, roots))},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,15 +1,13 @@
 """The benchmark that kills runs: that it sees what differs, and two of its points."""
 
 import importlib
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.runs import ROOT, environment
 
 
 def test_it_sees_another_weight_and_another_pair(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +29,7 @@ def test_it_sees_another_weight_and_another_pair(monkeypatch: pytest.MonkeyPatch
 def test_a_run_killed_in_a_step_and_in_a_save_ends_as_the_whole_one() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "kill_points.py"), "--points", "2"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins"), *sys.path])},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.runs import environment
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 SOON = 30
 CONFIG = """
 seed_everything: 3
@@ -64,14 +65,11 @@ def alive(pid: int) -> bool:
 def run(folder: Path, *options: str) -> Ended:
     """Runs the command; asserts that nothing of it is left."""
     (folder / "toy.yaml").write_text(CONFIG)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("ALIGNKIT_")}
-    roots = [str(ROOT), str(ROOT / "plugins"), environment.get("PYTHONPATH", "")]
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(roots)}
     program = [sys.executable, "-m", "alignkit.cli", "--trust", "tests"]
     command = [*program, "fit", "--config=toy.yaml", "--run=run", *options]
     with (folder / "err.txt").open("w") as err:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=err, stderr=err, start_new_session=True
+            command, cwd=folder, env=environment(), stdout=err, stderr=err, start_new_session=True
         )
         try:
             code = process.wait(timeout=120)

@@ -16,6 +16,7 @@ import pytest
 from alignkit.checkpoints import read
 from alignkit.module import AlignModule
 from tests.integration.conftest import alignkit
+from tests.runs import TOY
 
 __all__ = ["alignkit"]
 Run = Callable[..., tuple[int, str, str]]
@@ -113,19 +114,7 @@ def test_sigkill_at_any_byte_of_a_save_leaves_the_one_before(tmp_path: Path, els
     assert not list(elsewhere.iterdir())
 
 
-CONFIG = """
-seed_everything: 3
-objective: {name: DiffusionDPO, beta: 20.0}
-sampler: SharedNoise
-backbone: {class_path: alignkit.testing.ToyBackbone}
-optimizer: {name: AdamW, lr: 1.0e-3}
-data:
-  train: {class_path: alignkit.testing.ToyPairs}
-  validation: {class_path: alignkit.testing.ToyPairs, init_args: {count: 10}}
-  batch_size: 8
-  resolution: 16
-evaluation: {max_prompts: 0}
-samples: {num_prompts: 0}
+TRAINER = """
 trainer:
   accelerator: cpu
   devices: 1
@@ -135,6 +124,7 @@ trainer:
   logger: false
   enable_progress_bar: false
 """
+CONFIG = TOY + TRAINER
 
 
 class Broken(pl.Callback):

@@ -24,6 +24,7 @@ from alignkit.module import AlignModule
 from alignkit.testing import ToyBackbone, ToyPairs
 from alignkit_diffusion_dpo.objective import DiffusionDPO
 from alignkit_standard.sampler import SharedNoise
+from tests.runs import environment
 
 # 32 pairs without ties: epochs of 8 micro-steps; 3 batches of held-out pairs
 CONFIG = """
@@ -450,11 +451,10 @@ def started(folder: Path, *arguments: str, start: Sequence[str] = MAIN) -> Itera
     (folder / "toy.yaml").write_text(CONFIG)
     command = [sys.executable, *start, "fit", "--config", "toy.yaml", "--run", "run"]
     endless = ["--trainer.max_steps=1000000", "--trainer.val_check_interval=20", "--samples.num_prompts=0"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
     process = subprocess.Popen(
         [*command, *endless, *arguments],
         cwd=folder,
-        env={name: value for name, value in environment.items() if name != "ALIGNKIT_RUN"},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,18 +1,22 @@
-"""One process of several: runs commands in turn, so that all of them cost one start.
+"""Several processes that run commands in turn, so that all of them cost one start.
 
-``python processes.py FILE RANK WORLD_SIZE PORT``: FILE holds a list of arguments for each command, and the
-processes of one PORT take part in each other's runs.
+Each is ``python -m tests.integration.processes FILE RANK WORLD_SIZE PORT``: FILE holds a list of arguments
+for each command, and the processes of one PORT take part in each other's runs.
 """
 
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from alignkit.types import Batch
+from tests.runs import environment
 
 
 class SeenPairs(pl.Callback):
@@ -28,6 +32,35 @@ class SeenPairs(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         path = Path(trainer.default_root_dir, f"pairs-{trainer.global_rank}.json")
         path.write_text(json.dumps(self.seen))
+
+
+class Together:
+    """So many processes that run commands in a folder; nothing of them is left at the end."""
+
+    def __init__(self, folder: Path, commands: Sequence[Sequence[str]], world_size: int) -> None:
+        (folder / "commands.json").write_text(json.dumps(commands))
+        port = find_free_network_port()
+        self._logs = [folder / f"err-{rank}.txt" for rank in range(world_size)]
+        self._processes = []
+        for rank, path in enumerate(self._logs):
+            command = [sys.executable, "-m", __name__, "commands.json", str(rank), str(world_size), str(port)]
+            with path.open("w") as log:
+                self._processes.append(
+                    subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+                )
+
+    def __enter__(self) -> "Together":
+        return self
+
+    def wait(self) -> None:
+        """Until all have ended well."""
+        for process, path in zip(self._processes, self._logs, strict=True):
+            assert process.wait(timeout=600) == 0, path.read_text()[-3000:]
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
 
 
 def main() -> int:

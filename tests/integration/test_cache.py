@@ -1,6 +1,5 @@
 """A cache through the command line: made, killed and completed, trained from, refused."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from alignkit.testing import ToyBackbone
 from alignkit.testing.pipelines import tiny_stable_diffusion
 from alignkit_diffusers.loading import PipelineFolder
 from alignkit_diffusers.stable_diffusion import StableDiffusion
+from tests.runs import environment
 
 Run = Callable[..., tuple[int, str, str]]
 CONFIG = """
@@ -77,15 +77,10 @@ def files(folder: str) -> dict[str, bytes]:
 
 def apart(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line in processes of its own."""
-    root = Path(__file__).parents[2]
-    paths = [str(root), str(root / "plugins"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    environment.pop("ALIGNKIT_RUN", None)
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=environment,
+        env=environment(OMP_NUM_THREADS=str(torch.get_num_threads())),
         capture_output=True,
         text=True,
         timeout=300,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit.checkpoints import CheckpointFiles, file, read
-from alignkit.cli import main
+from tests.runs import straight_run, written
 from tests.unit.test_checkpoint_file import Canary
 from tests.unit.test_checkpoint_values import assert_same
 
@@ -50,25 +50,15 @@ LAST = "run/checkpoints/last.ckpt"
 STAY = ["epoch=0-step=6.ckpt", "epoch=1-step=8.ckpt", "last.ckpt"]
 
 
-def written(folder: Path, pipeline: Path) -> str:
-    path = folder / "tiny.yaml"
-    path.write_text(CONFIG.format(pipeline=pipeline))
-    return str(path)
-
-
 @pytest.fixture
 def config(pipeline: Path, tmp_path: Path) -> str:
-    return written(tmp_path, pipeline)
+    return written(tmp_path, CONFIG.format(pipeline=pipeline))
 
 
 @pytest.fixture(scope="module")
 def straight(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("straight")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALIGNKIT_RUN", str(folder / "run"))
-        assert main(["fit", "--config", written(folder, pipeline)]) == 0
-    return folder / "run"
+    return straight_run(tmp_path_factory.mktemp("straight"), CONFIG.format(pipeline=pipeline))
 
 
 def weights(run: Path) -> dict[str, Tensor]:

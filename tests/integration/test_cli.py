@@ -1,6 +1,5 @@
 """What the command line answers, and how configs and options add up."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +13,9 @@ from alignkit import __version__
 from alignkit.catalog import discover
 from alignkit.configfiles import packaged_configs
 from alignkit.naming import OPTIMIZERS
+from tests.runs import environment
 
 Run = Callable[..., tuple[int, str, str]]
-ROOTS = [str(Path(__file__).parents[2] / root) for root in (".", "plugins")]
 
 CONFIG = """
 seed_everything: 3
@@ -48,9 +47,10 @@ def parsed(alignkit: Run, *arguments: str) -> dict[str, Any]:
 def in_a_process(*arguments: str, forbidden: str = "") -> subprocess.CompletedProcess[str]:
     """Runs the command in a process in which a package cannot be imported."""
     code = f"import sys; sys.modules[{forbidden!r}] = None; from alignkit.cli import main; sys.exit(main())"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*ROOTS, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.mark.parametrize(

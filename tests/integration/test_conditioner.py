@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from alignkit_ppd.conditioner import FILE, WEIGHTS, UserTokens
 from alignkit_standard.sampler import SharedNoise
 from tests.integration.conftest import NoisyPairs
 from tests.plugins.ppd.people import Counting
+from tests.runs import environment
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -244,10 +244,6 @@ def test_mistakes_of_the_users_command(alignkit: Run, config: str, tmp_path: Pat
 
 @pytest.mark.slow
 def test_two_processes_embed_once_and_give_the_same_weights_as_one(config: str, tmp_path: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
-    root = Path(__file__).parents[2]
-    paths = [str(root), str(root / "plugins"), environment.get("PYTHONPATH", "")]
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     # plain descent: in its first steps Adam makes of a rounding error in a small gradient a whole step
     plain = ("--optimizer=SGD", "--optimizer.lr=0.1")
     ddp = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
@@ -265,7 +261,7 @@ def test_two_processes_embed_once_and_give_the_same_weights_as_one(config: str, 
         done = subprocess.run(
             [*command, *SHORT, *plain, *options],
             cwd=tmp_path,
-            env=environment,
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=600,

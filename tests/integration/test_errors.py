@@ -1,6 +1,5 @@
 """A user's mistakes: a few words that name the thing and say what to do, no traceback, and nothing left."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import torch
 
 from alignkit import Batch, Loss, Objective, Scored
 from alignkit.configfiles import packaged_configs
+from tests.runs import environment
 
 Run = Callable[..., tuple[int, str, str]]
 Offer = Callable[[str, str, str], None]
@@ -387,8 +387,6 @@ def test_defect_in_the_loop_keeps_its_traceback(
 
 def test_module_works_as_the_command_and_says_nothing_else(config: Path, tmp_path: Path) -> None:
     """In a process of its own: what the libraries say when they are imported is in it."""
-    roots = os.pathsep.join(str(Path(__file__).parents[2] / root) for root in (".", "plugins"))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([roots, os.environ.get("PYTHONPATH", "")])}
     command = [
         sys.executable,
         "-m",
@@ -401,7 +399,9 @@ def test_module_works_as_the_command_and_says_nothing_else(config: Path, tmp_pat
         "--objective.beta",
         "0",
     ]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
+    )
     assert done.stderr == "alignkit: error: DMPO: beta must be positive, got 0.0\n"
     assert (done.returncode, done.stdout) == (2, "")
     assert set(tmp_path.rglob("*")) == {config}

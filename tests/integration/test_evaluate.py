@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from alignkit.evaluation.report import read
 from alignkit.policy import fingerprint
 from alignkit.testing import ToyBackbone
 from alignkit.testing.toys import ToyNetwork
+from tests.runs import environment
 
 Command = Callable[..., tuple[int, str, str]]
 CONFIG = """
@@ -407,13 +407,6 @@ def test_who_was_trained_on_what_is_kept(alignkit: Command, run: Path, tmp_path:
 
 def command(folder: Path, *arguments: str) -> tuple[list[str], dict[str, Any]]:
     """A command line of a process of its own, and how it is started."""
-    roots = [str(Path(__file__).parents[2] / root) for root in (".", "plugins")]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")]),
-    }
-    environment.pop("ALIGNKIT_RUN", None)
     line = [
         sys.executable,
         "-m",
@@ -425,7 +418,7 @@ def command(folder: Path, *arguments: str) -> tuple[list[str], dict[str, Any]]:
         "runs/demo",
         *arguments,
     ]
-    options = {"cwd": folder, "env": environment, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    options = {"cwd": folder, "env": environment(), "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
     return line, {**options, "text": True}
 
 

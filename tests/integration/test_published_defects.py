@@ -34,24 +34,14 @@ from alignkit_diffusers.stable_diffusion import StableDiffusion
 from alignkit_diffusion_dpo.objective import DiffusionDPO
 from alignkit_sources.pickapic import PickAPic
 from alignkit_standard.sampler import SharedNoise
+from tests.runs import TOY
 
 Run = Callable[..., tuple[int, str, str]]
 
-CONFIG = """
-seed_everything: 3
-objective: {name: DiffusionDPO, beta: 20.0}
-sampler: SharedNoise
-backbone: {class_path: alignkit.testing.ToyBackbone}
-optimizer: {name: AdamW, lr: 1.0e-3}
-data:
-  train: {class_path: alignkit.testing.ToyPairs}
-  validation: {class_path: alignkit.testing.ToyPairs, init_args: {count: 10}}
-  batch_size: 8
-  resolution: 16
-evaluation: {max_prompts: 0}
-samples: {num_prompts: 0}
+TRAINER = """
 trainer: {accelerator: cpu, devices: 1, max_steps: 4, log_every_n_steps: 1, enable_progress_bar: false}
 """
+CONFIG = TOY + TRAINER
 
 
 @pytest.fixture

@@ -4,17 +4,14 @@ One pair of processes runs all of them in turn, and one process that has their b
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
 
@@ -22,10 +19,10 @@ from alignkit.checkpoints import read
 from alignkit.configfiles import packaged_configs
 from alignkit.data.loader import shared_out
 from alignkit.testing import ToyPairs
+from tests.integration.processes import Together
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 SHORT = [name for name in packaged_configs() if "/" not in name or name.startswith("mixtures/")]
 STEPS, BATCH = 2, 4
 NOISE = {"accuracies": 1.01 / BATCH, "minority/": 2e-3, "entropy/ratio": float("inf")}
@@ -90,39 +87,21 @@ class Pairs11(ToyPairs):
 @pytest.fixture(scope="module")
 def runs(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders with the runs of one process, and with those of two."""
-    environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
-    roots = [str(ROOT), str(ROOT / "plugins"), environment.get("PYTHONPATH", "")]
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(roots)}
-    folders, started = {}, []
-    for world_size in (1, 2):
-        folder = folders[world_size] = tmp_path_factory.mktemp(f"processes{world_size}")
-        own = [
-            f"--backbone.path={pipeline}",
-            f"--data.batch_size={BATCH * 2 // world_size}",
-            f"--trainer.devices={world_size}",
-            *(["--trainer.strategy=ddp"] if world_size > 1 else []),
-        ]
-        commands = [["fit", *options, *own, f"--run=runs/{name}"] for name, options in _ordered()]
-        (folder / "commands.json").write_text(json.dumps(commands))
-        port = find_free_network_port()
-        for rank in range(world_size):
-            command = [sys.executable, "-m", "tests.integration.processes", "commands.json"]
-            with (folder / f"err-{rank}.txt").open("w") as log:
-                process = subprocess.Popen(
-                    [*command, str(rank), str(world_size), str(port)],
-                    cwd=folder,
-                    env=environment,
-                    stdout=log,
-                    stderr=log,
-                )
-            started.append((process, folder / f"err-{rank}.txt"))
-    try:
-        for process, log_path in started:
-            assert process.wait(timeout=600) == 0, log_path.read_text()[-3000:]
-    finally:
-        for process, _ in started:
-            process.kill()
-            process.wait()
+    folders = {}
+    with ExitStack() as running:
+        all_of_them = []
+        for world_size in (1, 2):
+            folder = folders[world_size] = tmp_path_factory.mktemp(f"processes{world_size}")
+            own = [
+                f"--backbone.path={pipeline}",
+                f"--data.batch_size={BATCH * 2 // world_size}",
+                f"--trainer.devices={world_size}",
+                *(["--trainer.strategy=ddp"] if world_size > 1 else []),
+            ]
+            commands = [["fit", *options, *own, f"--run=runs/{name}"] for name, options in _ordered()]
+            all_of_them.append(running.enter_context(Together(folder, commands, world_size)))
+        for together in all_of_them:
+            together.wait()
     return folders
 
 

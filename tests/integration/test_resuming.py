@@ -1,7 +1,6 @@
 """Going on through the command line: what a run may change, what it may not, and who hears of it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,22 +17,11 @@ from alignkit import Batch
 from alignkit.checkpoints import read, write
 from alignkit.resuming import Onlooker
 from alignkit.testing import ToyBackbone, ToyPairs
+from tests.runs import TOY, environment
 
 Run = Callable[..., tuple[int, str, str]]
 
-CONFIG = """
-seed_everything: 3
-objective: {name: DiffusionDPO, beta: 20.0}
-sampler: SharedNoise
-backbone: {class_path: alignkit.testing.ToyBackbone}
-optimizer: {name: AdamW, lr: 1.0e-3}
-data:
-  train: {class_path: alignkit.testing.ToyPairs}
-  validation: {class_path: alignkit.testing.ToyPairs, init_args: {count: 10}}
-  batch_size: 8
-  resolution: 16
-evaluation: {max_prompts: 0}
-samples: {num_prompts: 0}
+TRAINER = """
 trainer:
   accelerator: cpu
   devices: 1
@@ -42,6 +30,7 @@ trainer:
   enable_progress_bar: false
   callbacks: [{class_path: alignkit.callbacks.EMA, init_args: {decay: 0.9}}]
 """
+CONFIG = TOY + TRAINER
 LAST = "run/checkpoints/last.ckpt"
 
 
@@ -230,10 +219,6 @@ class Stopped(Onlooker):
 def test_one_process_and_two_go_on_with_the_same_pairs(tmp_path: Path) -> None:
     """Stopped in mid-accumulation with 8 pairs in one process, or 4 in each of two; then the other way."""
     (tmp_path / "toy.yaml").write_text(CONFIG)
-    roots = os.pathsep.join(str(Path(__file__).parents[2] / root) for root in (".", "plugins"))
-    environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
-    paths = os.pathsep.join([roots, environment.get("PYTHONPATH", "")])
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
 
     def fit(run: str, *options: str) -> None:
         command = [sys.executable, "-m", "alignkit.cli", "--trust", "tests"]
@@ -241,7 +226,7 @@ def test_one_process_and_two_go_on_with_the_same_pairs(tmp_path: Path) -> None:
         command += ["--trainer.accumulate_grad_batches=3", "--data.num_workers=0"]
         command += ["--trainer.callbacks+=tests.integration.test_resuming.Stopped"]
         done = subprocess.run(
-            [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            [*command, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
 

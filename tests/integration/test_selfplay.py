@@ -22,11 +22,11 @@ from torch.testing import assert_close
 
 from alignkit import Batch
 from alignkit.checkpoints import read, write
-from alignkit.cli import main
 from alignkit.module import AlignModule
 from alignkit.resuming import Onlooker
 from alignkit_emoji.pictures import FOLDER
 from alignkit_spin_diffusion.sampler import SelfPlay
+from tests.runs import environment, straight_run, written
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -82,37 +82,23 @@ class Killed(Onlooker):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def written(folder: Path, pipeline: Path) -> str:
-    path = folder / "tiny.yaml"
-    path.write_text(CONFIG.format(pipeline=pipeline))
-    return str(path)
-
-
 @pytest.fixture
 def config(pipeline: Path, tmp_path: Path) -> str:
-    return written(tmp_path, pipeline)
+    return written(tmp_path, CONFIG.format(pipeline=pipeline))
 
 
 @pytest.fixture(scope="module")
 def straight(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("straight")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALIGNKIT_RUN", str(folder / "run"))
-        assert main(["fit", "--config", written(folder, pipeline)]) == 0
-    return folder / "run"
+    return straight_run(tmp_path_factory.mktemp("straight"), CONFIG.format(pipeline=pipeline))
 
 
 def run_apart(folder: Path, *options: str, threads: int) -> subprocess.CompletedProcess[str]:
     """Runs the command line in processes of its own; sums depend in their last bits on the threads."""
-    environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
-    root = Path(__file__).parents[2]
-    paths = [str(root), str(root / "plugins"), environment.get("PYTHONPATH", "")]
-    environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
         [sys.executable, "-m", "alignkit.cli", "--trust", "tests", "fit", *options],
         cwd=folder,
-        env=environment,
+        env=environment(OMP_NUM_THREADS=str(threads)),
         capture_output=True,
         text=True,
         timeout=600,

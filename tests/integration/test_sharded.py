@@ -2,9 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from torch.testing import assert_close
 
 from alignkit.checkpoints import is_there, read, saved
 from alignkit.cli import main
-from tests.integration import sharded_worker
+from tests.integration.processes import Together
 
 pytestmark = pytest.mark.slow
 
@@ -92,39 +89,14 @@ def command(config: Path, *options: str) -> list[str]:
     return ["fit", "--config", str(config), *options]
 
 
+def of_two(config: Path, run: Path, *options: str) -> list[str]:
+    return command(config, *options, *SHARDED, *TWO, "--run", str(run))
+
+
 def run_alone(run: Path, arguments: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_RUN", str(run))
         assert main(arguments) == 0
-
-
-def run_together(folder: Path, commands: dict[str, list[str]]) -> None:
-    """Runs commands in two processes, one after the other; half of a batch in each."""
-    listed = folder / "commands.json"
-    halves = [
-        {"run": str(folder / name), "arguments": [*arguments, *TWO]} for name, arguments in commands.items()
-    ]
-    listed.write_text(json.dumps(halves))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    told |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "sharded"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, sharded_worker.__file__, str(listed)],
-            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors[0] + errors[1]
 
 
 @pytest.fixture(scope="module")
@@ -133,16 +105,17 @@ def runs(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     config = folder / "tiny.yaml"
     config.write_text(CONFIG.format(pipeline=pipeline))
-    together = {}
+    together = []
     for name, options in {**KINDS, **MIXED_KINDS}.items():
         run_alone(folder / f"{name}, alone", command(config, *options))
-        together[name] = command(config, *options, *SHARDED)
+        together.append(of_two(config, folder / name, *options))
     run_alone(folder / "half, alone", command(config, *HALF))
-    together["half"] = command(config, *HALF, *SHARDED)
+    together.append(of_two(config, folder / "half", *HALF))
     for half in ("half", "half, alone"):
         path = str(folder / half / "checkpoints" / "last.ckpt")
-        together[f"{half}, then two"] = command(config, "--ckpt_path", path, *SHARDED)
-    run_together(folder, together)
+        together.append(of_two(config, folder / f"{half}, then two", "--ckpt_path", path))
+    with Together(folder, together, 2) as running:
+        running.wait()
     path = str(folder / "half" / "checkpoints" / "last.ckpt")
     run_alone(folder / "half, then one", command(config, "--ckpt_path", path))
     return folder

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from PIL import Image
 
 from tests.integration.test_runs import assert_same_weights
 from tests.plugins.sources.formats import WRITERS, ten_pairs
+from tests.runs import environment
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -94,10 +94,6 @@ def test_two_processes_on_shapes_give_the_same_weights_as_one(
     and other pairs would show ten times more.
     """
     config = written(tmp_path, source=shaped, pipeline=pipeline, more=SHAPES)
-    roots = os.pathsep.join(str(Path(__file__).parents[2] / root) for root in (".", "plugins"))
-    environment = {key: value for key, value in os.environ.items() if key != "ALIGNKIT_RUN"}
-    paths = os.pathsep.join([roots, environment.get("PYTHONPATH", "")])
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     ddp = ("--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp")
     for run, options in (("one", ()), ("two", ddp), ("workers", ("--data.num_workers=2",))):
         command = [
@@ -112,7 +108,7 @@ def test_two_processes_on_shapes_give_the_same_weights_as_one(
             *options,
         ]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
     assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)
