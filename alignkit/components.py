@@ -113,6 +113,8 @@ class Sampler(Component):
         reads: what it wants of each training pair where that is not what the objective wants: a sampler that
             makes losers itself reads "winner".
         asks_reference: whether it cannot do without a reference.
+        fixed: whether its samples follow from batch and key alone, whatever the networks are; then what the
+            reference says of them can be kept.
 
     Attributes:
         renews: whether it has the reference take later weights of the policy.
@@ -120,6 +122,7 @@ class Sampler(Component):
 
     reads: ClassVar[Reads | None] = None
     asks_reference: ClassVar[bool] = False
+    fixed: ClassVar[bool] = False
     renews: bool = False
 
     @abstractmethod
@@ -362,6 +365,10 @@ class Reference(ABC):
         Raises:
             ValueError: it cannot.
         """
+
+    def released(self) -> Reference:
+        """What takes its place once nobody asks it any more: itself, unless that frees memory."""
+        return self
 
     @property
     @abstractmethod

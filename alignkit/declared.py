@@ -41,6 +41,7 @@ def declared(config: Mapping[str, Any]) -> Combination:
         precision="32-true" if precision is None else str(precision),
         averages=sum(issubclass(named_class(callback), EMA) for callback in callbacks),
         compile=None if how is None else Compile(**how),
+        banked=bool((config.get("data") or {}).get("bank")),
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -99,9 +99,43 @@ class FrozenCopy(Reference):
             weight.copy_(policy[name])
         self._renewed, self._hash = True, ""
 
+    def released(self) -> Reference:
+        return Released(self.fingerprint())
+
     @property
     def is_base(self) -> bool:
         return not self._renewed
+
+
+class Released(Reference):
+    """A reference that nobody asks any more: its weights are gone, and its identity stays.
+
+    Args:
+        fingerprint: of its weights.
+    """
+
+    renewable = False
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+
+    def attach(self, backbone: Backbone, policy: nn.Module) -> None:
+        raise RuntimeError(self._gone)
+
+    def network(self) -> AbstractContextManager[nn.Module]:
+        raise RuntimeError(self._gone)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def renew(self) -> None:
+        raise RuntimeError(self._gone)
+
+    @property
+    def is_base(self) -> bool:
+        return False  # whoever wants the base has to load it
+
+    _gone = "this reference was released: a bank says what it said"
 
 
 class PolicyItself(Reference):

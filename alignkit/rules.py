@@ -34,6 +34,7 @@ class Combination(NamedTuple):
         precision: the trainer's, in its words; None where that is not known yet.
         averages: how many averages of the policy the run keeps for itself.
         compile: how policy and reference are compiled.
+        banked: whether a bank says what the reference says.
     """
 
     objective: Objective
@@ -47,6 +48,7 @@ class Combination(NamedTuple):
     precision: str | None = None
     averages: int = 0
     compile: Compile | None = None
+    banked: bool = False
 
     @property
     def compares(self) -> bool:
@@ -227,6 +229,20 @@ def compiled_networks_round_alike(parts: Combination) -> str:
     )
 
 
+def bank_knows_the_answers(parts: Combination) -> str:
+    """A bank holds what a reference said of points that nothing but batch and key decide."""
+    if not parts.banked:
+        return ""
+    if not parts.compares:
+        return f"data.bank is given, but {_name(parts.objective)} looks at no reference; leave it out"
+    if parts.sampler.fixed:
+        return ""
+    return (
+        f"data.bank: {_name(parts.sampler)} asks the networks for its points, so that no reference's answers "
+        "can be known before; leave the bank out, or use a sampler such as SharedNoise"
+    )
+
+
 def one_average(parts: Combination) -> str:
     """Two averages would each swap the other's weights in and out."""
     if parts.averages < 2:
@@ -245,6 +261,7 @@ RULES: tuple[Callable[[Combination], str], ...] = (
     weights_are_float32,
     frozen_weights_are_what_is_computed_in,
     compiled_networks_round_alike,
+    bank_knows_the_answers,
     one_average,
 )
 

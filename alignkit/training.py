@@ -439,6 +439,6 @@ def quiet_libraries() -> None:
     # a run that resumes goes on in its folder, and one that validates has its own
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message="The dirpath has changed from .*")
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
+    warnings.filterwarnings("ignore", message=r"Total length of `\w+` across ranks is zero.*")
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")

@@ -60,6 +60,7 @@ class Batch(NamedTuple):
         frame_KB4: what was read of each original: its height and width, and top and left of the crop, after
             resizing, in pixels; int64. None: the whole of a picture of the batch's size.
         moments_KB: cached latents of the candidates, with K, B in place of N; None where pictures are read.
+        ref_logp_KB: what the reference says of the candidates, where a bank knows; float32.
     """
 
     image_KBCHW: Tensor | None
@@ -70,11 +71,13 @@ class Batch(NamedTuple):
     label_B: Tensor | None = None
     frame_KB4: Tensor | None = None
     moments_KB: Moments | None = None
+    ref_logp_KB: Tensor | None = None
 
     def at(self, places: Sequence[int]) -> Batch:
         """Some of its prompts, in the given order."""
         rows = list(places)
         image_KBCHW, label_B, frame_KB4 = self.image_KBCHW, self.label_B, self.frame_KB4
+        ref_logp_KB = self.ref_logp_KB
         return Batch(
             image_KBCHW=None if image_KBCHW is None else image_KBCHW[:, rows],
             prompts=tuple(self.prompts[row] for row in rows),
@@ -86,6 +89,7 @@ class Batch(NamedTuple):
             moments_KB=None
             if self.moments_KB is None
             else Moments(*(part[:, rows] for part in self.moments_KB)),
+            ref_logp_KB=None if ref_logp_KB is None else ref_logp_KB[:, rows],
         )
 
 

@@ -30,6 +30,7 @@ class ResumableLoader(NamingLoader):
         world_size: number of processes.
         groups: the group of each record, from 0; records below 0 are never loaded. All are of one without it.
         accumulated: batches per optimizer step.
+        visits: after how many epochs the visits of the first one come again; never without it.
         **options: further arguments of ``NamingLoader``.
     """
 
@@ -43,12 +44,14 @@ class ResumableLoader(NamingLoader):
         world_size: int,
         groups: Tensor | None = None,
         accumulated: int = 1,
+        visits: int | None = None,
         **options: Any,
     ) -> None:
         self._place = (-1, 0)
         self._resumed: tuple[int, int] | None = None
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._order, self._epoch = torch.empty(0, dtype=torch.int64), 0
+        self._visits = visits
         self._groups, self._count = groups, len(dataset)  # type: ignore[arg-type]
         self._together = batch_size * world_size
         batches = self._count // self._together if groups is None else num_batches(groups, self._together)
@@ -116,9 +119,10 @@ class _Order(Sampler[tuple[int, int]]):
         return self._length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self._loader._epoch
+        epoch, visits = self._loader._epoch, self._loader._visits
+        visit = epoch if visits is None else epoch % visits
         # of an array, not of the tensor: that would make a tensor of each of them at once
-        return ((int(index), epoch) for index in self._loader._order.numpy())
+        return ((int(index), visit) for index in self._loader._order.numpy())
 
 
 def shared_out(count: int, batch_size: int, *, rank: int, world_size: int) -> list[range]:

@@ -1,7 +1,7 @@
 """The one LightningDataModule. Shape suffixes: K candidates of a prompt, best first; B prompts; C H W."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from alignkit.components import PairSource
+from alignkit.data.bank.store import Bank, Banked, Places
 from alignkit.data.buckets import bucket_sizes, check_step, sort_into
 from alignkit.data.cache.store import Cache, CachedPairs, StoredBatch, as_it_is
 from alignkit.data.cache.table import source_hash
@@ -42,6 +43,8 @@ class AlignData(pl.LightningDataModule):
         seed: seed of the order, and of coins.
         cache: folder that ``alignkit cache`` wrote for these pairs and this model; then neither pictures are
             read nor frozen encoders loaded.
+        bank: folder that ``alignkit cache --reference`` wrote for this config; then no reference is run. What
+            is drawn for a pair comes again after as many visits as the bank has.
         reads: what batches hold of each training pair; set from objective and sampler.
         validation_reads: the same of validation pairs; set from the objective.
         crop_shift: how far the crop of training pictures leaves the centre, drawn anew at every visit of a
@@ -67,6 +70,7 @@ class AlignData(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         cache: str | None = None,
+        bank: str | None = None,
         reads: Reads = "pair",
         validation_reads: Reads = "pair",
         crop_shift: float = 0.0,
@@ -95,10 +99,15 @@ class AlignData(pl.LightningDataModule):
                 "AlignData: a cache holds one square of each picture: with it, crop_shift and flip must be 0 "
                 f"and bucket_step null, got {crop_shift}, {flip} and {bucket_step}; or leave cache out"
             )
+        if bank is not None and bucket_step is not None:
+            raise ValueError(
+                f"AlignData: a bank holds squares: with it, bucket_step must be null, got {bucket_step}; or "
+                "leave bank out"
+            )
         self.bucket_step, self.max_pixels, self.max_unreadable = bucket_step, max_pixels, max_unreadable
         self.train, self.validation = train, validation
         self.batch_size, self.resolution, self.ties = batch_size, resolution, ties
-        self.num_workers, self.seed, self.cache = num_workers, seed, cache
+        self.num_workers, self.seed, self.cache, self.bank = num_workers, seed, cache, bank
         self.worker_timeout = worker_timeout
         self.reads, self.validation_reads = reads, validation_reads
         self._identity: Mapping[str, str | int] = {}
@@ -116,7 +125,7 @@ class AlignData(pl.LightningDataModule):
             self.opened_cache.check_pairs(self.sources(), self.resolution, framed(self.max_pixels))
         if stage != "fit":
             return
-        self._train = self._dataset("train", Ordering(self.reads, self.ties, self.seed), self.framing)
+        self._train = self.dataset("train")
         done = {"drop": "dropped", "coin": "decided by coin", "soft": "kept as soft labels"}[self.ties]
         rank_zero_info(f"{len(self._train)} training pairs, {self._train.num_ties} ties {done}")
         needed = self.batch_size * (self.trainer.world_size if self.trainer else 1)
@@ -139,7 +148,8 @@ class AlignData(pl.LightningDataModule):
             num_workers=self.num_workers,
             groups=buckets and buckets.place_R,
             accumulated=self.trainer.accumulate_grad_batches if self.trainer else 1,
-            collate_fn=self._collate,
+            collate_fn=self.collating("train"),
+            visits=None if self.opened_bank is None else self.opened_bank.visits("train"),
             persistent_workers=self.num_workers > 0,
             worker_init_fn=left_to_parent,
             named=self._train.name,
@@ -149,7 +159,7 @@ class AlignData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         if self.validation is None:
             return []
-        pairs = self._dataset("validation", Ordering(self.validation_reads))
+        pairs = self.dataset("validation")
         rank = self.trainer.global_rank if self.trainer else 0
         world_size = self.trainer.world_size if self.trainer else 1
         if len(pairs) < world_size:
@@ -161,11 +171,23 @@ class AlignData(pl.LightningDataModule):
             [(index, 0) for index in batch]
             for batch in shared_out(len(pairs), self.batch_size, rank=rank, world_size=world_size)
         ]
+        return self.in_order("validation", pairs, batches)
+
+    def in_order(
+        self, split: str, pairs: PairDataset | CachedPairs, batches: Sequence[Sequence[tuple[int, int]]]
+    ) -> DataLoader[Batch]:
+        """Loads the pairs and visits that are named, batch by batch.
+
+        Args:
+            split: "train" or "validation".
+            pairs: its data set.
+            batches: what the data set is asked for, ``(index, visit)``.
+        """
         return NamingLoader(
             pairs,
             batch_sampler=batches,
             num_workers=self.num_workers,
-            collate_fn=self._collate,
+            collate_fn=self.collating(split),
             worker_init_fn=left_to_parent,
             named=pairs.name,
             worker_timeout=self.worker_timeout,
@@ -187,6 +209,15 @@ class AlignData(pl.LightningDataModule):
             ValueError: the folder holds no finished one.
         """
         return None if self.cache is None else Cache(Path(self.cache))
+
+    @cached_property
+    def opened_bank(self) -> Bank | None:
+        """The reference bank; None where a reference is asked.
+
+        Raises:
+            ValueError: the folder holds no finished one.
+        """
+        return None if self.bank is None else Bank(Path(self.bank))
 
     def training_prompts(self) -> list[str]:
         """The distinct prompts of the training pairs, sorted."""
@@ -217,10 +248,15 @@ class AlignData(pl.LightningDataModule):
         }
         return self._identity
 
-    def _dataset(
-        self, split: str, ordering: Ordering, framing: Framing = CENTRED
-    ) -> "PairDataset | CachedPairs":
-        source = self.sources()[split]
+    def ordering(self, split: str) -> Ordering:
+        """Which pairs of a split are read, and what of each."""
+        if split == "train":
+            return Ordering(self.reads, self.ties, self.seed)
+        return Ordering(self.validation_reads)
+
+    def dataset(self, split: str) -> PairDataset | CachedPairs:
+        """The pairs of a split as they are read."""
+        source, ordering = self.sources()[split], self.ordering(split)
         if self.opened_cache is not None:
             check_reads(split, source, ordering.reads)
             return CachedPairs(source, self.opened_cache, split, ordering, max_unreadable=self.max_unreadable)
@@ -228,11 +264,14 @@ class AlignData(pl.LightningDataModule):
             source,
             self.resolution,
             *ordering,
-            framing=framing,
+            framing=self.framing if split == "train" else CENTRED,
             max_pixels=self.max_pixels,
             max_unreadable=self.max_unreadable,
         )
 
-    @property
-    def _collate(self) -> Callable[[Any], Any]:
-        return collate if self.opened_cache is None else as_it_is
+    def collating(self, split: str) -> Callable[[Any], Any]:
+        """What makes batches of what was read of a split."""
+        plain: Callable[[Any], Any] = collate if self.opened_cache is None else as_it_is
+        if self.opened_bank is None:
+            return plain
+        return Banked(self.opened_bank, split, Places(self.sources()[split], self.ordering(split)), plain)

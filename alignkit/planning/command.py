@@ -144,6 +144,7 @@ def step_of(config: dict[str, Any], run: Run, objective: Objective, sampler: Sam
         averages=sum(issubclass(callback, EMA) for callback in callbacks),
         drawn=min(DRAWN, max(drawn)) if data.get("validation") else 0,
         cached=bool(data.get("cache")),
+        banked=bool(data.get("bank")),
         on_gpu=gpu,
     )
 

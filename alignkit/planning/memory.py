@@ -39,6 +39,7 @@ class Step(NamedTuple):
         averages: averages of the trained weights that callbacks keep.
         drawn: pictures that are drawn at once, to look at or to judge; 0: none.
         cached: whether latents and prompts come from a cache.
+        banked: whether a bank says what the reference says.
         on_gpu: whether it is for a GPU.
     """
 
@@ -53,6 +54,7 @@ class Step(NamedTuple):
     averages: int = 0
     drawn: int = 0
     cached: bool = False
+    banked: bool = False
     on_gpu: bool = False
 
 
@@ -103,6 +105,8 @@ def memory(module: AlignModule, snapshots: Snapshots | None, optimizer: MakeOpti
     backbone = module.backbone
     with torch.device("meta"):
         module.configure_model()
+        if step.banked:
+            module.reference = None
         frozen = dict(backbone.frozen())
     policy = module.policy
     assert policy is not None

@@ -19,6 +19,8 @@ class SharedNoise(Sampler):
         max_step: highest step that is drawn; the schedule's last one if not given.
     """
 
+    fixed = True
+
     def __init__(self, min_step: int = 0, max_step: int | None = None) -> None:
         super().__init__()
         if min_step < 0:
@@ -59,6 +61,8 @@ class LogitNormalNoise(Sampler):
         location: mean of the logit; the median step is T sigmoid(location). Positive: more noise.
         scale: standard deviation of the logit, > 0.
     """
+
+    fixed = True
 
     def __init__(self, location: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()

@@ -11,10 +11,14 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from alignkit import checkpoints
 from alignkit.catalog import Catalog, CatalogError, discover
 from alignkit.checkpoints.forms import step
 from alignkit.components import PairSource
+from alignkit.data.bank import manifest as bank_manifest
+from alignkit.data.bank.store import Bank
 from alignkit.data.cache.manifest import read_manifest
 from alignkit.data.cache.shards import Shards, header_of, mapped
 from alignkit.data.cache.table import Table
@@ -220,6 +224,25 @@ def cache_manifest(data: bytes, folder: Path) -> None:
     assert len(found.identity) == 16
 
 
+BANK = bank_manifest.Manifest({"the sampler": "x"}, {"train": 3}, {"train": 2}, 4)
+
+
+def bank_origin(data: bytes, folder: Path) -> None:
+    written(data, folder, "bank.json")
+    found = bank_manifest.read_manifest(folder)
+    assert found is not None
+    assert all(bank_manifest.differences(found.origin, {"x": "y"}))
+    assert len(found.identity) == 16
+
+
+def bank(data: bytes, folder: Path) -> None:
+    """What a right manifest speaks of."""
+    written(BANK.text().encode(), folder, "bank.json")
+    written(data, folder, "train-00000.safetensors")
+    first_B = torch.zeros(1, dtype=torch.int64)
+    assert Bank(folder).logp("train", first_B, first_B[None], first_B).shape == (1, 1)
+
+
 @cache
 def catalog() -> Catalog:
     return discover()
@@ -280,6 +303,8 @@ READERS: Mapping[str, Reader] = {
     "shards": Reader(shards, mutate=mutations.safetensors),
     "cache_table": Reader(cache_table, mutate=mutations.safetensors),
     "cache_manifest": Reader(cache_manifest, mutate=mutations.json_value),
+    "bank_origin": Reader(bank_origin, mutate=mutations.json_value),
+    "bank": Reader(bank, mutate=mutations.safetensors),
     "config": Reader(config, (UsageError, CatalogError), mutate=mutations.json_value),
     "report": Reader(report, mutate=mutations.json_value, max_length=16_384),
     "reward_request": Reader(reward_request, mutate=mutations.json_value),

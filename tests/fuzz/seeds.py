@@ -31,6 +31,7 @@ from alignkit.testing import ToyPairs
 from alignkit_adaptive_dpo.source import Flips
 from alignkit_ppd.embeddings import Judgements, Sets, Settings, UserEmbeddings
 from alignkit_rewards import protocol
+from tests.fuzz.readers import BANK
 from tests.plugins.sources.formats import add, encoded
 
 STATE = {
@@ -199,6 +200,10 @@ SEEDS: Mapping[str, Callable[[], list[bytes]]] = {
     ],
     "cache_table": cache_tables,
     "cache_manifest": lambda: [Manifest(ORIGIN, 4, 2, 2, 2, 64, 64).text().encode()],
+    "bank_origin": lambda: [BANK.text().encode()],
+    "bank": lambda: [
+        save({"logp": torch.zeros(3, 2, 2)}, {"alignkit": json.dumps({"cache": BANK.identity})})
+    ],
     "config": lambda: [
         packaged_configs()["dmpo.yaml"].read_bytes(),
         yaml.safe_dump({"a": [1, None]}).encode(),

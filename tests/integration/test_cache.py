@@ -203,6 +203,9 @@ def test_a_killed_command_is_completed_by_the_same_command_whatever_the_processe
     both = apart(tmp_path, *module, *command, "--out", "both", "--devices", "2")
     assert both.returncode == 0, both.stderr
     assert files("both") == whole
+    few = apart(tmp_path, *module, "cache", "--config", config, "--out", "few", "--devices", "2")
+    assert few.returncode == 0, few.stderr  # a file of each kind: the second process has none
+    assert len(files("few")) == 4
 
 
 def test_it_says_what_it_does_and_what_is_wrong_with_options(alignkit: Run, config: str) -> None:

@@ -103,6 +103,19 @@ def test_memory_of_mixed_precision_is_that_of_a_real_step(
     assert found.peak == pytest.approx(peak, rel=0.10)
 
 
+def test_a_bank_takes_the_place_of_the_reference(pipeline: Path) -> None:
+    """Its weights are not there, nor what it computes."""
+    plain = Step(RESOLUTION, BATCH, 2, 2, "32-true", 1, 1.0)
+    with_reference, banked = (
+        memory(module_of(StableDiffusion(str(pipeline))), None, optimizer, step)
+        for step in (plain, plain._replace(banked=True))
+    )
+    weights = with_reference.parts.pop("weights of reference")
+    assert weights > 0
+    assert banked.parts == with_reference.parts
+    assert with_reference.peak - banked.peak >= weights
+
+
 def test_parts_are_counted_by_hand(pipeline: Path) -> None:
     """Four bytes a weight; AdamW keeps two numbers of each, and a step count for each tensor."""
     policy = StableDiffusion(str(pipeline)).build_policy()

@@ -40,6 +40,17 @@ def test_each_epoch_is_a_new_order_of_the_same_records() -> None:
     assert {visit for _, visit in second} == {1}
 
 
+def test_after_so_many_visits_the_first_comes_again() -> None:
+    """The order goes on; what is drawn for a record is that of an earlier visit."""
+    limited, whole = loader(visits=2), loader()
+    for epoch in range(5):
+        found, expected = list(limited), list(whole)
+        assert [[index for index, _ in batch] for batch in found] == [
+            [index for index, _ in batch] for batch in expected
+        ]
+        assert {visit for batch in found for _, visit in batch} == {epoch % 2}
+
+
 @pytest.mark.parametrize("stop", [1, 3, 5])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_goes_on_where_it_stopped(stop: int, num_workers: int) -> None:

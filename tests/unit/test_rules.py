@@ -104,6 +104,14 @@ BROKEN = {
         of(Alone(), reference=FrozenCopy),
         "reference: FrozenCopy is given, but Alone looks at no reference; leave it out",
     ),
+    "a bank of no reference": (
+        of(Alone(), banked=True),
+        "data.bank is given, but Alone looks at no reference; leave it out",
+    ),
+    "a bank of points that a network decides": (
+        of(banked=True),
+        "data.bank: Plain asks the networks for its points, .* leave the bank out",
+    ),
     "adapters off without adapters": (
         of(reference=AdaptersOff),
         "AdaptersOff: the policy has no adapters to switch off; give the backbone a lora, or use FrozenCopy",

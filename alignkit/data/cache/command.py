@@ -25,6 +25,7 @@ from alignkit.stopping import Stopping
 from alignkit.training import quiet_libraries
 from alignkit.watch import watched
 
+REFERENCE = "--reference"
 DTYPES = ("float16", "bfloat16", "float32")
 # of what is to be written, as much must be free
 SPARE = 1.1
@@ -56,6 +57,10 @@ def cache(catalog: Catalog, arguments: list[str]) -> int:
     Raises:
         UsageError: a user's mistake. Any other error keeps its traceback.
     """
+    if REFERENCE in arguments:
+        from alignkit.data.bank.command import bank  # it loads all that training does
+
+        return bank(catalog, [argument for argument in arguments if argument != REFERENCE])
     options = parser().parse_args(arguments)
     quiet_libraries()
     with refusals(), resumable():
@@ -70,6 +75,11 @@ def parser() -> Parser:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+    options.add_argument(
+        REFERENCE,
+        action="store_true",
+        help="ask the reference about the pairs in place of that: see alignkit cache --reference --help",
     )
     options.add_argument("--config", required=True, help="a config, packaged or not")
     options.add_argument(

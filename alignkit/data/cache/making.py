@@ -97,11 +97,9 @@ class Making(pl.LightningModule):
         self._shards = dict(zip((PICTURES, PROMPTS), shards_of(self.wanted.folder, planned), strict=True))
         self.table = Table(self.wanted.folder / table.FILE)
 
-    def predict_dataloader(self) -> DataLoader[Decoded] | list[DataLoader[Decoded]]:
+    def predict_dataloader(self) -> DataLoader[Decoded]:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         parts = [part for shards in self._shards.values() for part in self._parts(shards, rank, world_size)]
-        if not parts:
-            return []
         reading = Pictures(self.data.sources(), self.table, self.data.resolution, self.data.max_pixels)
         return DataLoader(
             reading,

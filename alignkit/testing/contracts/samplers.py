@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from alignkit.components import Sampler
@@ -16,6 +16,7 @@ __all__ = [
     "test_sampler_asks_about_every_candidate_without_gradient",
     "test_sampler_draws_a_record_the_same_wherever_it_stands",
     "test_sampler_draws_the_same_for_the_same_key",
+    "test_sampler_that_is_fixed_asks_no_network",
 ]
 
 COUNT = 4
@@ -80,6 +81,21 @@ def test_sampler_draws_the_same_for_the_same_key(sampler: Sampler) -> None:
         assert torch.equal(first.t_KB, second.t_KB)
         assert torch.equal(first.x_KBCHW, second.x_KBCHW)
         assert torch.equal(first.logp(prediction_KBCHW), second.logp(prediction_KBCHW))
+
+
+def test_sampler_that_is_fixed_asks_no_network(sampler: Sampler) -> None:
+    """Else what a reference said of its points could not be kept."""
+    if not sampler.fixed:
+        pytest.skip("its points may follow from networks")
+    assert not sampler.asks_reference
+    assert not sampler.renews
+    batch, backbone = toy_batch(COUNT), ToyBackbone()
+    key = Key(0, batch.id_B, batch.visit_B)
+    encoded = backbone.encode(batch, key=key)
+    silent = BoundDenoiser(backbone, nn.Identity(), encoded)  # which no backbone can ask
+    first, second = sampler(batch, encoded, silent, None, key=key), draw(sampler, batch)[0]
+    assert torch.equal(first.x_KBCHW, second.x_KBCHW)
+    assert torch.equal(first.t_KB, second.t_KB)
 
 
 def test_sampler_draws_a_record_the_same_wherever_it_stands(sampler: Sampler) -> None:

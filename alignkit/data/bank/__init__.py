@@ -1,0 +1,1 @@
+"""What the reference says of every pair, asked once and read from files in its place."""
