@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alignkit.module import AlignModule
 
 # pairs that are asked about again, and by how much of itself, or of 1, that may move the loss of a policy
-# that still is its reference: of Diffusion-DPO's, that is 0.01 of the logit
+# that still is its reference: of a logistic loss, that is 0.01 of the logit
 ENTRIES, TOLERANCE = 64, 0.005
 
 
