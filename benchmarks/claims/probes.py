@@ -10,8 +10,9 @@ from typing import NamedTuple
 from a_dmpo import SMOOTHED
 from arms import SEEDS, TUNING_SEED, Arm
 from choice import Choice
+from d_spin import SPIN
 from f_inversion import PAPER, PATH
-from settings import BETA, DMPO, DPO, reported
+from settings import BETA, DMPO, DPO, SFT, reported
 
 
 class Probe(NamedTuple):
@@ -52,6 +53,13 @@ def _inversion(name: str, flip_rate: float = 0.0, **settings: object) -> Arm:
     return Arm(f"probe_f_{name}", path | {BETA: 1000.0}, flip_rate=flip_rate)
 
 
+def _spin(name: str, flip_rate: float = 0.0, steps: tuple[int, ...] | None = None, **settings: object) -> Arm:
+    """The chosen form of SPIN-Diffusion, with something changed."""
+    chosen = SPIN.options["2000, 5e-05"]
+    changed = dict(chosen.settings) | {key.replace("__", "."): value for key, value in settings.items()}
+    return Arm(f"probe_d_{name}", changed, flip_rate=flip_rate, steps=steps or chosen.steps)
+
+
 PROBES: Mapping[str, Probes] = {
     "a": Probes(
         SEEDS,
@@ -70,6 +78,20 @@ PROBES: Mapping[str, Probes] = {
                 DMPO.options["2000"]._replace(
                     name="probe_a_dmpo_3000", settings={"objective": "DMPO", BETA: 3000.0}
                 ),
+            ),
+        ),
+    ),
+    "d": Probes(
+        (TUNING_SEED,),
+        (
+            Probe("", "none: three rounds of 50 steps", SPIN.options["2000, 5e-05"]),
+            Probe("our code", "losers of the pairs in the winners' place", _spin("swapped", flip_rate=1.0)),
+            Probe("the bench", "losers drawn without guidance", _spin("unguided", sampler__guidance=1.0)),
+            Probe("the claim", "three rounds of 100 steps", _spin("long", steps=(100, 200, 300))),
+            Probe(
+                "the claim",
+                "SFT for 300 steps",
+                SFT.options["0.0001"]._replace(name="probe_d_sft_long", steps=(300,)),
             ),
         ),
     ),
