@@ -2,11 +2,9 @@
 
 import argparse
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 
 from alignkit import rules
@@ -14,17 +12,14 @@ from alignkit.building import build
 from alignkit.catalog import Catalog
 from alignkit.commandline import Parser, refusals
 from alignkit.data.bank.making import Making, Wanted
-from alignkit.data.cache.command import CacheProgress, disk_refusal
+from alignkit.data.cache.command import CacheProgress, disk_refusal, make
 from alignkit.data.module import AlignData
 from alignkit.declared import declared, named_class
-from alignkit.files import only_one
 from alignkit.mistakes import UsageError
 from alignkit.module import AlignModule
 from alignkit.planning.run import counted, run_of
 from alignkit.signals import resumable
-from alignkit.stopping import Stopping
 from alignkit.training import quiet_libraries, read_config
-from alignkit.watch import watched
 
 DESCRIPTION = """\
 Asks the reference about every pair of a config, as often as a run visits it, and keeps one number for each
@@ -97,20 +92,9 @@ def _bank(config: dict[str, Any], options: argparse.Namespace) -> None:
         return "" if options.yes else disk_refusal(folder, size)
 
     visits = options.visits or needed_visits(config, data)
-    trainer = pl.Trainer(
-        **{name: config["trainer"][name] for name in ("accelerator", "devices", "num_nodes", "precision")},
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[BankProgress()],
-    )
-    Stopping().attach(trainer)
+    where = {name: config["trainer"][name] for name in ("accelerator", "devices", "num_nodes", "precision")}
     making = Making(module, data, Wanted(folder, visits, options.file_rows, allowed))
-    with only_one(folder) if trainer.is_global_zero else nullcontext(), watched(trainer):
-        trainer.predict(making, return_predictions=False)
-    if trainer.is_global_zero:
-        print(f"{folder} is complete; train from it with --data.bank {folder}")
+    make(making, folder, BankProgress(), where, option="--data.bank")
 
 
 class BankProgress(CacheProgress):

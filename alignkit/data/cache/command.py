@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -126,20 +127,35 @@ def _cache(catalog: Catalog, options: argparse.Namespace) -> None:
         return "" if options.yes else disk_refusal(folder, size)
 
     wanted = Wanted(folder, origin, options.batch_size, options.file_rows, allowed)
+    where = trainer_options(config.get("trainer") or {}, options)
+    make(Making(built["backbone"], data, wanted), folder, CacheProgress(), where, option="--data.cache")
+
+
+def make(
+    making: pl.LightningModule, folder: Path, progress: ProgressBar, where: Mapping[str, Any], *, option: str
+) -> None:
+    """Makes what is missing of a folder, while no other process may.
+
+    Args:
+        making: what is run by ``Trainer.predict``.
+        folder: which.
+        progress: says how far it is.
+        where: options of the Trainer, such as devices.
+        option: of ``alignkit fit``, that trains from it.
+    """
     trainer = pl.Trainer(
-        **trainer_options(config.get("trainer") or {}, options),
+        **where,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[CacheProgress()],
+        callbacks=[progress],
     )
     Stopping().attach(trainer)
-    making = Making(built["backbone"], data, wanted)
     with only_one(folder) if trainer.is_global_zero else nullcontext(), watched(trainer):
         trainer.predict(making, return_predictions=False)
     if trainer.is_global_zero:
-        print(f"{folder} is complete; train from it with --data.cache {folder}")
+        print(f"{folder} is complete; train from it with {option} {folder}")
 
 
 class CacheProgress(ProgressBar):
