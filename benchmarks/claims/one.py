@@ -22,6 +22,7 @@ import torch
 from arms import BASE, DISPLACEMENT, DIVERSITY, RESULTS, TUNING_SEED, Arm, config_of, path_of
 from PIL import Image
 from safetensors.torch import load_file
+from sharing import settings_of
 from torch import Tensor, nn
 
 from alignkit.cli import main as alignkit
@@ -89,6 +90,7 @@ def train(arm: Arm, seed: int, folder: Path) -> None:
         "trainer.max_steps": arm.steps[-1],
         "trainer.val_check_interval": math.gcd(*arm.steps),
         **arm.settings,
+        **settings_of(arm, seed, folder.parent),
     }
     if arm.flip_rate:
         settings["data.train"] = flipped(arm.flip_rate, seed, folder.parent)

@@ -24,6 +24,7 @@ from queue import Queue
 from arms import BASE_ARM, SEEDS, TUNING_SEED, Arm, path_of
 from probes import PROBES
 from registry import CLAIMS, Claim
+from sharing import Shared
 
 HERE = Path(__file__).parent
 
@@ -124,7 +125,7 @@ def work(
     cores: Queue[int] = Queue()
     for number in numbers:
         cores.put(number)
-    started, failed = time.monotonic(), set[tuple[str, int]]()
+    started, failed, shared = time.monotonic(), set[tuple[str, int]](), Shared(runs)
     running: dict[Future[None], tuple[str, int, int]] = {}
     with ThreadPoolExecutor(len(numbers)) as pool:
         while True:
@@ -133,6 +134,7 @@ def work(
             todo = [(arm, seed) for arm, seed in needed() if (arm.name, seed) not in busy] if in_time else []
             while todo and not cores.empty():
                 (arm, seed), core = todo.pop(0), cores.get()
+                shared.prepare(arm, seed)
                 running[pool.submit(run, arm, seed, runs, core)] = (arm.name, seed, core)
                 print(
                     f"{time.strftime('%H:%M:%S')} {arm.name} with seed {seed}; {len(todo)} wait", flush=True
