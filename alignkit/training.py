@@ -12,7 +12,12 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace, set_loader
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, OptimizerCallable
+from lightning.pytorch.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    OptimizerCallable,
+    SaveConfigCallback,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -116,6 +121,19 @@ class Start(pl.Callback):
         for parent in self._fresh[1:]:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+
+
+class SavedConfig(SaveConfigCallback):
+    """Writes ``RUN/config.yaml`` once nothing refuses the run any more: until then it is an earlier one's."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().setup(trainer, pl_module, "validate")
 
 
 class CLI(LightningCLI):
@@ -375,6 +393,7 @@ def run_cli(catalog: Catalog, command: str, arguments: list[str], *, only_read: 
             args=[command, *(absolute(argument, command) for argument in expanded)],
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
+            save_config_callback=SavedConfig,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

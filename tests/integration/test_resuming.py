@@ -135,6 +135,7 @@ def test_an_allowed_change_takes_effect_and_is_told_ever_after(
 def test_other_pairs_are_refused_though_the_config_is_the_same(
     resume: Resume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told = Path("run/config.yaml").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(ToyPairs, "labels", lambda self: [1.0 - index % 2 for index in range(self.count)])
         code, err = resume()
@@ -144,18 +145,20 @@ def test_other_pairs_are_refused_though_the_config_is_the_same(
     code, err = resume("--data.train.count", "50", "--allow-change", "data.train")
     assert code == 2
     assert "  data.pairs: 60 -> 50; data.ids_and_prompts: " in err
+    assert Path("run/config.yaml").read_bytes() == told
     code, err = resume("--data.train.count", "50", "--allow-change", "data")
     assert code == 0, err
 
 
 def test_another_reference_is_refused(resume: Resume) -> None:
     other = ("--backbone.seed", "1", "--allow-change", "backbone.seed")
-    before = Path(LAST).read_bytes()
+    before, told = Path(LAST).read_bytes(), Path("run/config.yaml").read_bytes()
     code, err = resume(*other)
     assert code == 2
     assert "  reference: " in err
     assert "--allow-change reference" in err
     assert Path(LAST).read_bytes() == before
+    assert Path("run/config.yaml").read_bytes() == told
     code, err = resume(*other, "--allow-change", "reference")
     assert code == 0, err
     assert [change["key"] for change in read(Path(LAST))["changes"]] == ["backbone.seed", "reference"]
