@@ -33,6 +33,7 @@ from alignkit.evaluation.sheet import to_pictures
 from alignkit.evaluation.statistics.spread import displacement, diversity
 from alignkit.files import whole, write_text
 from alignkit.generate import aligned, opened
+from alignkit.trust import trusting
 from alignkit_adaptive_dpo.source import choose_flips, write_flips
 from alignkit_diffusers.stable_diffusion import StableDiffusion
 from alignkit_emoji.features import EmojiFeatures
@@ -50,6 +51,8 @@ AUDIENCES = {
     "majority": 1.0,
 }
 NOBODY = "nobody"
+# modules of this folder that configs name
+OWN = ("kept", "controls")
 
 
 def main() -> None:
@@ -70,7 +73,8 @@ def main() -> None:
     if arm.name != BASE:
         train(arm, options.seed, folder)
     trained = time.monotonic()
-    evaluations = list(judged(arm, options.seed, folder, options.runs))
+    with trusting(OWN):
+        evaluations = list(judged(arm, options.seed, folder, options.runs))
     seconds = {"train": round(trained - started, 1), "judge": round(time.monotonic() - trained, 1)}
     content = {"identity": arm.identity(), "seed": options.seed, "commit": options.commit, "seconds": seconds}
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
@@ -103,7 +107,7 @@ def train(arm: Arm, seed: int, folder: Path) -> None:
             value.replace("{runs}", shared) if isinstance(value, str) else json.dumps(value),
         )
     ]
-    ours = ("--trust", "kept", "--trust", "controls")
+    ours = [option for module in OWN for option in ("--trust", module)]
     code = alignkit([*ours, "fit", "--config", str(config_of(arm)), "--run", str(folder), *arguments])
     if code:
         sys.exit(code)
