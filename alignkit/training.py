@@ -152,9 +152,7 @@ class CLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--vars", type=dict[str, Any], default={}, help="free values, used as ${vars.NAME}"
-        )
+        parser.add_argument("--vars", type=dict, default={}, help="free values, used as ${vars.NAME}")
         parser.add_argument(
             "--run",
             type=str | None,
