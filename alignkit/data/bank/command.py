@@ -80,13 +80,14 @@ def parser() -> Parser:
 
 
 def _bank(config: dict[str, Any], options: argparse.Namespace) -> None:
-    told = config["data"].pop("bank", None)
+    told = config["data"]["bank"]
     folder = options.out or (Path(told) if told else None)
     if folder is None:
         raise ValueError("--out: give a folder for the bank, or a config that has data.bank")
-    rules.check(declared(config)._replace(banked=True))
+    config["data"]["bank"] = str(folder)  # so that what goes with no bank is refused
+    rules.check(declared(config))
     module, data = parts_of(config)
-    refuse_buckets(data)
+    data.bank = None  # it is not there yet
 
     def allowed(size: int) -> str:
         return "" if options.yes else disk_refusal(folder, size)
@@ -123,18 +124,6 @@ def parts_of(config: dict[str, Any]) -> tuple[AlignModule, AlignData]:
         compile=declared(config).compile,
     )
     return module, data
-
-
-def refuse_buckets(data: AlignData) -> None:
-    """Refuses pictures of several shapes.
-
-    Raises:
-        ValueError: there are.
-    """
-    if data.bucket_step is not None:
-        raise ValueError(
-            "alignkit cache --reference: a bank holds squares; set data.bucket_step to null, or train without"
-        )
 
 
 def needed_visits(config: dict[str, Any], data: AlignData) -> int:

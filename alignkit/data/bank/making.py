@@ -174,18 +174,15 @@ class Making(pl.LightningModule):
                 f"--out {folder}: there is another reference bank in that folder: {'; '.join(told)}. Give "
                 "another folder, or remove that one"
             )
-        missing = {
-            split: sum(len(rows) for _, rows in shards.missing())
-            for split, shards in shards_of(folder, planned).items()
-        }
-        size = sum(
-            2 * planned.visits[split] * torch.float32.itemsize * rows for split, rows in missing.items()
+        size, asked = 0, []
+        for split, shards in shards_of(folder, planned).items():
+            missing, visits = [rows for _, rows in shards.missing()], planned.visits[split]
+            size += 2 * visits * torch.float32.itemsize * sum(map(len, missing))
+            count = sum(len(self._read_of(split, rows)) for rows in missing)
+            asked.append(f"{count} {split} pairs{f' at {visits} visits' if visits > 1 else ''}")
+        rank_zero_info(
+            f"the reference is asked about {', '.join(asked)}: {shown_size(size)} to be written to {folder}"
         )
-        asked = ", ".join(
-            f"{len(self._pairs[split])} {split} pairs{f' at {visits} visits' if visits > 1 else ''}"
-            for split, visits in planned.visits.items()
-        )
-        rank_zero_info(f"the reference is asked about {asked}: {shown_size(size)} to be written to {folder}")
         if size and (refusal := self.wanted.allowed(size)):
             return refusal
         write_text(folder / FILE, planned.text())
@@ -193,20 +190,24 @@ class Making(pl.LightningModule):
 
     def _parts_of(self, split: str) -> Iterator[Part]:
         """What this process has to ask of a split; a file of pairs that are not read is written at once."""
-        shards, rows_read, size = self._shards[split], self._pairs[split].rows, self.data.batch_size
+        shards, size = self._shards[split], self.data.batch_size
         for number, rows in shards.missing():
             if number % self.trainer.world_size != self.trainer.global_rank:
                 continue
-            first, end = np.searchsorted(rows_read, (rows.start, rows.stop)).tolist()
+            read = self._read_of(split, rows)
             places = [
-                tuple((index, visit) for index in range(start, min(start + size, end)))
+                tuple((index, visit) for index in read[start : start + size])
                 for visit in range(self._visits[split])
-                for start in range(first, end, size)
+                for start in range(0, len(read), size)
             ]
             for count, some in enumerate(places, 1):
                 yield Part(split, number, some, count == len(places))
             if not places:
                 shards.write(number, {LOGP: self._nothing(split, rows)})
+
+    def _read_of(self, split: str, rows: range) -> range:
+        """Which pairs of the data set are of so many rows of the source."""
+        return range(*np.searchsorted(self._pairs[split].rows, (rows.start, rows.stop)).tolist())
 
     def _nothing(self, split: str, rows: range) -> Tensor:
         return torch.full((len(rows), 2, self._visits[split]), torch.nan)

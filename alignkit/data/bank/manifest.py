@@ -1,11 +1,12 @@
 """What a reference bank says of itself, and whether it is the one that a run wants."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from alignkit.data.cache.manifest import identity_of
 
 FILE = "bank.json"
 # of the files' layout and of what they mean: to be raised when either changes
@@ -35,7 +36,7 @@ class Manifest(NamedTuple):
     @property
     def identity(self) -> str:
         """What its files call it."""
-        return hashlib.blake2b(self.text().encode(), digest_size=8).hexdigest()
+        return identity_of(self.text())
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -59,7 +59,12 @@ class Manifest(NamedTuple):
     @property
     def identity(self) -> str:
         """What its files call it."""
-        return hashlib.blake2b(self.text().encode(), digest_size=8).hexdigest()
+        return identity_of(self.text())
+
+
+def identity_of(text: str) -> str:
+    """What the files beside a manifest call it."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest | None:
