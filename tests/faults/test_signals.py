@@ -499,10 +499,10 @@ def test_two_processes_end_together_whoever_is_told(tmp_path: Path, number: int,
     assert said.count("alignkit: stopped; saved in") == 1
     for trouble in ("Traceback", "Error", "Connection", "terminated"):
         assert trouble not in said
-    # those of the validations, and the one that was saved now
+    # that of a validation, and the one that was saved now, unless it was told before the next step
     steps = sorted(read(path)["global_step"] for path in last.parent.glob("epoch*"))
     assert read(last)["global_step"] == steps[-1]
-    assert len(steps) == 2
+    assert len(steps) in {1, 2}
     assert [step % 20 for step in steps[:-1]] == [0]
 
 
