@@ -54,7 +54,6 @@ lint: $(READY)  ## ruff and mypy
 coverage: $(READY) $(ACME)  ## branches that all tests reach, in build/coverage; TESTS=tests/unit for some
 	rm -rf build/coverage && mkdir -p build/coverage
 	-$(PYTEST) --cov --cov-report= $(TESTS) $(ARGS)
-	$(BIN)/python -m coverage combine -q --append
 	$(BIN)/python -m coverage html -q
 	$(BIN)/python benchmarks/branches.py $(if $(TESTS),,--out benchmarks/results)
 
