@@ -174,14 +174,18 @@ def tiny_flux(folder: Path, *, guidance_embeds: bool = True, seed: int = 0) -> P
     return folder
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the letters and no words."""
+def tiny_tokenizer(length: int = TEXT_LENGTH) -> CLIPTokenizer:
+    """A CLIP tokenizer that knows the letters and no words.
+
+    Args:
+        length: the most tokens of a text, its start and end among them.
+    """
     words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocabulary.write_text(json.dumps({word: i for i, word in enumerate(words)}))
         merges.write_text("#version: 0.2\n")
-        return CLIPTokenizer(vocab=str(vocabulary), merges=str(merges), model_max_length=TEXT_LENGTH)
+        return CLIPTokenizer(vocab=str(vocabulary), merges=str(merges), model_max_length=length)
 
 
 _UNET = {

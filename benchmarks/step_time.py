@@ -1,0 +1,161 @@
+"""CPU time of a training step: alignkit's, of published scripts' shape, and the floor.
+
+    python benchmarks/step_time.py --out benchmarks/results
+    python benchmarks/step_time.py --check         # that all train the same, nothing else
+
+The bars: at least 1.35 times as many pairs a second as the loop of published scripts with cached latents,
+1.75 with a reference bank; at most 1.03 times the floor. Every contestant is a process of its own with one
+thread, and one of them runs at a time, a step each in turn, forth and back. Before anything is timed, losses
+and weights of five steps are compared: alignkit without a cache, the scripts' loop and the floor must agree.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from report import header, write
+from safetensors.torch import load_file
+
+PEERS = Path(__file__).parent / "peers"
+sys.path.insert(0, str(PEERS))
+from bare import BETA, CLIP, EPS, LR  # noqa: E402
+from stack import BATCH, RESOLUTION, Stack, write_stack  # noqa: E402
+from turns import Contestant  # noqa: E402
+
+STEPS_TO_COMPARE, WARM_UP = 5, 2
+LOSS_WITHIN, WEIGHTS_WITHIN = 1e-5, 1e-6
+# those that must agree, the first with each of the others; rounding of the cache sets the rest apart
+EQUAL = ("alignkit, pictures read", "published scripts' loop", "floor")
+
+
+def config(stack: Stack, steps: int) -> str:
+    """What alignkit is told."""
+    return f"""
+objective: {{name: DiffusionDPO, beta: {BETA}}}
+sampler: SharedNoise
+backbone: {{name: StableDiffusion, path: {stack.pipeline}, caption_dropout: 0.0}}
+optimizer: {{name: AdamW, lr: {LR}, eps: {EPS}, fused: true}}
+data:
+  train: {{name: JSONLines, path: {stack.pairs}}}
+  batch_size: {BATCH}
+  resolution: {RESOLUTION}
+samples: {{num_prompts: 0}}
+trainer: {{accelerator: cpu, max_steps: {steps}, gradient_clip_val: {CLIP}}}
+"""
+
+
+def contestants(stack: Stack, folder: Path, steps: int) -> Mapping[str, Contestant]:
+    """Starts all of them; caches and banks are made before."""
+    path = folder / "config.yaml"
+    path.write_text(config(stack, steps))
+    told = ["--config", str(path)]
+    cached = ["--data.cache", str(folder / "latents")]
+    make = [sys.executable, "-m", "alignkit.cli", "cache", *told]
+    subprocess.run([*make, "--out", str(folder / "latents")], check=True, stdout=subprocess.DEVNULL)
+    banked = [*cached, "--data.bank", str(folder / "bank")]
+    subprocess.run(
+        [*make, *cached, "--reference", "--out", str(folder / "bank")], check=True, stdout=subprocess.DEVNULL
+    )
+
+    def ours(name: str, more: list[str]) -> Contestant:
+        run = ["--run", str(folder / name)]
+        return Contestant(PEERS / "ours.py", ["fit", *told, *more, *run], {})
+
+    def bare(name: str) -> Contestant:
+        return Contestant(PEERS / "bare.py", [str(stack.pipeline.parent), name], {})
+
+    return {
+        "published scripts' loop": bare("peer"),
+        "alignkit, pictures read": ours("read", []),
+        "alignkit, cached": ours("cached", cached),
+        "alignkit, bank": ours("bank", banked),
+        "floor": bare("floor"),
+    }
+
+
+def check(running: Mapping[str, Contestant], folder: Path) -> None:
+    """Compares the first steps.
+
+    Raises:
+        ValueError: some differ.
+    """
+    losses, weights = {}, {}
+    for name, contestant in running.items():
+        losses[name] = [contestant.step()[1] for _ in range(STEPS_TO_COMPARE)]
+        contestant.write_weights(folder / "weights.safetensors")
+        weights[name] = load_file(folder / "weights.safetensors")
+    first = EQUAL[0]
+    for name in running:
+        by_loss = max(abs(a - b) for a, b in zip(losses[first], losses[name], strict=True))
+        by_weight = max(float((weights[first][k] - v).abs().max()) for k, v in weights[name].items())
+        print(f"{name}: losses differ by {by_loss:.1e} from those of {first}, weights by {by_weight:.1e}")
+        if name in EQUAL and (by_loss > LOSS_WITHIN or by_weight > WEIGHTS_WITHIN):
+            raise ValueError(f"{name} does not train as {first} does: {losses[first]}, {losses[name]}")
+
+
+def rounds(running: Mapping[str, Contestant], count: int) -> dict[str, list[float]]:
+    """CPU seconds of each one's steps: two in each round, all in turn and back."""
+    taken: dict[str, list[float]] = {name: [] for name in running}
+    for number in range(WARM_UP + count):
+        seconds = dict.fromkeys(running, 0.0)
+        for name in [*running, *reversed(running)]:
+            seconds[name] += running[name].step()[0] / 2
+        if number >= WARM_UP:
+            for name, value in seconds.items():
+                taken[name].append(value)
+    return taken
+
+
+def table(taken: Mapping[str, list[float]]) -> list[str]:
+    """Times, and ratios of the same rounds."""
+    peer, floor = taken["published scripts' loop"], taken["floor"]
+    lines = [
+        "| | ms a step, least | median | pairs/s against the scripts' loop | time against the floor |",
+        "|---|---|---|---|---|",
+    ]
+    for name, seconds in taken.items():
+        faster = statistics.median(a / b for a, b in zip(peer, seconds, strict=True))
+        over = statistics.median(b / a for a, b in zip(floor, seconds, strict=True))
+        least, middle = 1e3 * min(seconds), 1e3 * statistics.median(seconds)
+        lines.append(
+            f"| {name} | {least:.0f} | {middle:.0f} | {faster:.2f} ({min(peer) / min(seconds):.2f}) "
+            f"| {over:.3f} ({min(seconds) / min(floor):.3f}) |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Compares, times and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder for the table; it is only printed without it")
+    parser.add_argument("--rounds", type=int, default=9, help="how many rounds count (9)")
+    parser.add_argument("--check", action="store_true", help="only compare losses and weights")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as running:
+        folder = Path(name)
+        started = contestants(write_stack(folder), folder, 2 * (WARM_UP + options.rounds) + 16)
+        for contestant in started.values():
+            running.enter_context(contestant)
+        check(started, folder)
+        if options.check:
+            return
+        lines = [
+            *header("Time of a step", "Medians of the ratios of each round; in brackets, of the least."),
+            *table(rounds(started, options.rounds)),
+        ]
+    print("\n".join(lines))
+    if options.out:
+        write(lines, options.out, "step_time")
+
+
+if __name__ == "__main__":
+    main()
