@@ -166,7 +166,7 @@ def table(lines: Sequence[Line], runs: Runs) -> Iterator[str]:
         )
         rest = " | ".join(of(runs, line, measure) for measure in (RECOGNITION, DIVERSITY, DISPLACEMENT))
         gain = interval(runs.gain(line.arm, line.measure, audience=line.audience))
-        yield f"| {line.label} | {cell(gain, 2)} | {fidelity:.1%} | {rest} |".replace("%", " %")
+        yield f"| {line.label} | {cell(gain, 2)} | {100 * fidelity:.1f} % | {rest} |"
     yield ""
 
 

@@ -11,7 +11,7 @@ from a_dmpo import SMOOTHED
 from arms import SEEDS, TUNING_SEED, Arm
 from choice import Choice
 from d_spin import SPIN
-from f_inversion import PAPER, PATH
+from f_inversion import INVERSION, PAPER, PATH
 from settings import BETA, DMPO, DPO, SFT, reported
 
 
@@ -58,6 +58,12 @@ def _spin(name: str, flip_rate: float = 0.0, steps: tuple[int, ...] | None = Non
     chosen = SPIN.options["2000, 5e-05"]
     changed = dict(chosen.settings) | {key.replace("__", "."): value for key, value in settings.items()}
     return Arm(f"probe_d_{name}", changed, flip_rate=flip_rate, steps=steps or chosen.steps)
+
+
+def _both(name: str, beta: float, flip_rate: float = 0.0) -> Arm:
+    """DMPO on Inversion-DPO's points, with something changed."""
+    path = {key: value for key, value in INVERSION.options["500"].settings.items() if key != BETA}
+    return Arm(f"probe_g_{name}", path | {"objective": "DMPO", BETA: beta}, flip_rate=flip_rate)
 
 
 PROBES: Mapping[str, Probes] = {
@@ -118,6 +124,17 @@ PROBES: Mapping[str, Probes] = {
                 "the figure's loss",
                 _inversion("deviation", sampler="DDIMInversionDeviation"),
             ),
+        ),
+    ),
+    "g": Probes(
+        (TUNING_SEED,),
+        (
+            Probe("", "none: DMPO with Inversion-DPO at DMPO's beta, 2000", _both("both", 2000.0)),
+            Probe("our code", "every label swapped", _both("swapped", 2000.0, 1.0)),
+            Probe("the bench", "a beta of its own: 1000", _both("1000", 1000.0)),
+            Probe("the bench", "a beta of its own: 500", _both("500", 500.0)),
+            Probe("the claim", "DMPO alone", DMPO.options["2000"]),
+            Probe("the claim", "Inversion-DPO alone", INVERSION.options["500"]),
         ),
     ),
 }
