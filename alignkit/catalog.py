@@ -57,12 +57,14 @@ class Catalog:
         papers: by plugin name, in order of the plugins.
         failures: plugins that were left out.
         packages: top-level packages that the plugins are in.
+        blocked: what was to be left out.
     """
 
     components: Mapping[tuple[str, str], Component]
     papers: Mapping[str, tuple[Paper, ...]]
     failures: tuple[Failure, ...]
     packages: frozenset[str] = frozenset()
+    blocked: tuple[str, ...] = ()
 
     def names(self, kind: str) -> list[str]:
         """Names of the installed components of a kind, sorted."""
@@ -152,7 +154,11 @@ def discover(blocked: Collection[str] = (), found: Iterable[EntryPoint] | None =
             _refuse_second(components.get((component.kind, component.name)), component)
             components[component.kind, component.name] = component
     return Catalog(
-        MappingProxyType(components), MappingProxyType(papers), tuple(failures), frozenset(packages)
+        MappingProxyType(components),
+        MappingProxyType(papers),
+        tuple(failures),
+        frozenset(packages),
+        tuple(blocked),
     )
 
 

@@ -124,6 +124,9 @@ KINDS = {
 # alignkit's own commands, whose names no plugin may take
 COMMANDS = {
     "fit": Command("alignkit.training:fit", "align a model: alignkit fit --config FILE"),
+    "sweep": Command(
+        "alignkit.sweep.command:main", "run a config with several values of its keys, and compare"
+    ),
     "plan": Command("alignkit.planning.command:main", "say what a run will need, before it runs"),
     "validate": Command("alignkit.training:validate", "score a checkpoint on held-out pairs and prompts"),
     "generate": Command(

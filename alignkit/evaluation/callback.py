@@ -10,11 +10,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from alignkit.components import Features, Reward
 from alignkit.data import AlignData
-from alignkit.evaluation.compare import audiences, compare, draw, score, table
+from alignkit.evaluation.compare import DRAWN, audiences, compare, draw, score, table
+from alignkit.evaluation.kept import kept, key
 from alignkit.evaluation.sheet import contact_sheet, to_pictures
 from alignkit.evaluation.suites import evenly
 from alignkit.files import whole, write_text
@@ -41,6 +42,7 @@ class Evaluation(pl.Callback):
         guidance: weight of classifier-free guidance; 1 switches it off.
         seed: seed of the first image.
         sheet_prompts: how many prompts the picture shows.
+        base_pictures: a folder that keeps what the base drew, for other runs that draw the same of it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Evaluation(pl.Callback):
         guidance: float = 7.5,
         seed: int = 1000,
         sheet_prompts: int = 10,
+        base_pictures: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -70,6 +73,7 @@ class Evaluation(pl.Callback):
             sheet_prompts,
         )
         self.num_steps, self.guidance, self.seed = num_steps, guidance, seed
+        self.base_pictures = base_pictures
         self._started = time.monotonic()
         self._facts: dict[str, Any] = {}
 
@@ -126,14 +130,15 @@ class Evaluation(pl.Callback):
             summary["data"] = data.facts()
         if module.resuming.changes:
             summary["changes"] = module.resuming.changes
-        prompts = self._prompts(data)
+        prompts = self.prompts_of(data)
         if prompts:
             summary |= self._compared(module, policy, prompts, folder)
         summary["peak_memory_gb"] = round(_peak_memory_gb(), 2)
         write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         rank_zero_info(f"this run is in {folder}")
 
-    def _prompts(self, data: object) -> list[str]:
+    def prompts_of(self, data: object) -> list[str]:
+        """Held-out prompts that pictures are drawn of."""
         prompts = data.held_out_prompts() if isinstance(data, AlignData) else []
         return evenly(prompts, self.max_prompts)
 
@@ -146,8 +151,7 @@ class Evaluation(pl.Callback):
             "num_steps": self.num_steps,
             "guidance": self.guidance,
         }
-        with module.base_network() as network:
-            base = draw(module.backbone, network, prompts, **options, label="base")  # type: ignore[arg-type]
+        base = self._base(module, prompts, options)
         aligned = {
             name: draw(module.backbone, policy, prompts, **options, tokens_ULD=told, label=name)  # type: ignore[arg-type]
             for name, told in audiences(module, ALIGNED).items()
@@ -181,6 +185,18 @@ class Evaluation(pl.Callback):
             for name, other in permutations(scores, 2)
         }
         return {"prompts": prompts, **options, "audiences": reports, "contrasts": contrasts}
+
+    def _base(self, module: AlignModule, prompts: list[str], options: dict[str, Any]) -> Tensor:
+        """Pictures of what the policy started from."""
+        with module.base_network() as network:
+
+            def drawn() -> Tensor:
+                return draw(module.backbone, network, prompts, **options, label="base")
+
+            if self.base_pictures is None:
+                return drawn()
+            name = key(module.backbone, network, module.device, prompts, options, DRAWN)
+            return kept(Path(self.base_pictures), name, drawn)
 
 
 def _folder(trainer: pl.Trainer) -> Path:

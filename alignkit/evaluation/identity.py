@@ -1,15 +1,19 @@
 """What a model's pictures depend on: hashes of its weights, of what is around them, and of its settings."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from alignkit.components import Backbone
-from alignkit.evaluation.models import Model
 from alignkit.policy import fingerprint
+
+if TYPE_CHECKING:
+    from alignkit.evaluation.models import Model
 
 
 def identified(model: Model) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def origin_of(module: AlignModule, data: AlignData) -> dict[str, str]:
     """
     assert module.reference is not None
     backbone, trainer, cache = module.backbone, module.trainer, data.opened_cache
-    compiled = module.how_compiled
+    compiled = module.compiled.how
     return {
         "version": VERSION,
         "the reference": module.reference.fingerprint(),

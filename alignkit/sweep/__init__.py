@@ -1,0 +1,1 @@
+"""Many runs of one config that differ in a few keys; see ``alignkit.sweep.command``."""
