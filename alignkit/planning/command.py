@@ -16,6 +16,7 @@ from alignkit.evaluation.compare import DRAWN
 from alignkit.mistakes import UsageError, cause
 from alignkit.module import AlignModule
 from alignkit.planning.disk import Disk, disk
+from alignkit.planning.fitting import fitted
 from alignkit.planning.measuring import Measured, measured
 from alignkit.planning.memory import MakeOptimizer, Memory, Step, memory
 from alignkit.planning.report import as_json, show
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
         pairs_per_second: over all devices; None if neither given nor measured.
         measured: what steps that were run took; None without them.
         notes: what could not be known, and why.
+        batch: options of ``alignkit fit`` that set the largest batch that fits; empty where none was sought.
     """
 
     run: Run
@@ -43,6 +45,7 @@ class Plan(NamedTuple):
     pairs_per_second: float | None
     measured: Measured | None
     notes: tuple[str, ...]
+    batch: tuple[str, ...] = ()
 
 
 def main(catalog: Catalog, arguments: Sequence[str]) -> int:
@@ -52,15 +55,22 @@ def main(catalog: Catalog, arguments: Sequence[str]) -> int:
         UsageError: a user's mistake, such as parts that do not go together.
     """
     options, of_fit = _parser().parse_known_args(arguments)
-    for name, least in (("pairs_per_second", 0), ("pairs", 1), ("measure", 1)):
+    for name, least in (("pairs_per_second", 0), ("pairs", 1), ("measure", 1), ("fit_memory", 0)):
         value = getattr(options, name)
         if value is not None and (value < least or value == 0):
             raise UsageError(f"--{name.replace('_', '-')} must be positive, got {value:g}")
     config = read_config(catalog, of_fit)
+    batch: list[str] = []
     with refusals():
-        planned = plan(config, options)
+        if options.fit_memory is not None:
+            config = fitted(config, options.fit_memory, lambda one: plan(one, options).memory.peak)
+            batch = [
+                f"--data.batch_size={config['data']['batch_size']}",
+                f"--trainer.accumulate_grad_batches={config['trainer']['accumulate_grad_batches']}",
+            ]
+        planned = plan(config, options)._replace(batch=tuple(batch))
     if options.measure:
-        ran = measured(catalog, of_fit, options.measure)
+        ran = measured(catalog, [*of_fit, *batch], options.measure)
         planned = planned._replace(measured=ran, pairs_per_second=ran.pairs_per_second * planned.run.devices)
     if options.json:
         print(json.dumps(as_json(planned), indent=2))
@@ -86,6 +96,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--measure", type=int, metavar="N", help="run N steps of it to know speed and memory; needs the model"
     )
+    parser.add_argument(
+        "--fit-memory",
+        type=float,
+        metavar="GIB",
+        help="plan for the largest batch that a device of so much memory has room for, and for as many of "
+        "them in an optimizer step as keep its pairs",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -101,7 +118,7 @@ def plan(config: dict[str, Any], options: argparse.Namespace) -> Plan:
         ValueError: a part refuses its settings, or cannot be read.
     """
     notes: list[str] = []
-    pairs, prompts = _counts(config, options.pairs, notes)
+    pairs, prompts = counts(config, options.pairs, notes)
     run = run_of(config, pairs)
     gpu = on_gpu(config)
     parts = build(config, ("objective", "sampler", "weighting", "backbone"))
@@ -155,7 +172,7 @@ def optimizer(config: dict[str, Any]) -> MakeOptimizer:
     return lambda weights: named_class(said)(weights, **said.get("init_args") or {})
 
 
-def _counts(config: dict[str, Any], given: int | None, notes: list[str]) -> tuple[int | None, int | None]:
+def counts(config: dict[str, Any], given: int | None, notes: list[str]) -> tuple[int | None, int | None]:
     """Training pairs and different prompts, as far as they are known."""
     if given is not None:
         return given, None

@@ -49,6 +49,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "seconds": run.seconds(speed) if speed else None,
         "measured": plan.measured._asdict() if plan.measured else None,
         "notes": list(plan.notes),
+        "batch": list(plan.batch),
     }
 
 
@@ -58,6 +59,8 @@ def show(plan: Plan) -> None:
     for table in (_networks(plan), _memory(plan), _disk(plan), _run(plan)):
         console.print(table)
         console.print()
+    if plan.batch:
+        console.print(f"the largest batch that fits: {' '.join(plan.batch)}", soft_wrap=True)
     for note in plan.notes:
         console.print(f"note: {note}", soft_wrap=True)
 

@@ -236,6 +236,26 @@ def test_plan_counts_pairs_writes_nothing_and_takes_overrides(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_plan_finds_the_largest_batch(alignkit: Run, pipeline: Path, tmp_path: Path) -> None:
+    """Of 6 pairs a step: in room for 2 and not for 3, and in room for all."""
+    told = ["plan", "--config", write_config(tmp_path, pipeline), "--trainer.accumulate_grad_batches=3"]
+    peaks = {}
+    for size in (1, 2, 3, 6):
+        options = [f"--data.batch_size={size}", f"--trainer.accumulate_grad_batches={6 // size}"]
+        code, out, err = alignkit(*told, *options, "--json")
+        assert code == 0, err
+        peaks[size] = json.loads(out)["memory"]["peak"]
+    room = (peaks[2] + peaks[3]) / 2 / 0.9 / 2**30
+    code, out, err = alignkit(*told, "--data.batch_size=2", f"--fit-memory={room}", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["batch"] == ["--data.batch_size=2", "--trainer.accumulate_grad_batches=3"]
+    assert (found["memory"]["peak"], found["run"]["effective_batch"]) == (peaks[2], 6)
+    code, out, err = alignkit(*told, "--data.batch_size=2", "--fit-memory=64")
+    assert code == 0, err
+    assert "the largest batch that fits: --data.batch_size=6 --trainer.accumulate_grad_batches=1" in out
+
+
 def test_plan_is_a_table(alignkit: Run, pipeline: Path, tmp_path: Path) -> None:
     code, out, err = alignkit("plan", "--config", write_config(tmp_path, pipeline))
     assert code == 0, err
@@ -260,6 +280,8 @@ def test_plan_measures_real_batches(alignkit: Run, pipeline: Path, tmp_path: Pat
         ({"reference": "alignkit.policy.AdaptersOff"}, "", "AdaptersOff: the policy has no adapters"),
         ({"objctive": "DMPO"}, "", "objctive: unknown key"),
         ({}, "--pairs-per-second 0", "--pairs-per-second must be positive, got 0"),
+        ({}, "--fit-memory 0", "--fit-memory must be positive, got 0"),
+        ({}, "--fit-memory 0.00001", "--fit-memory 1e-05: a batch of one pair takes"),
         ({}, "--pairs -3", "--pairs must be positive, got -3"),
         ({}, "--trainer.devices many", "trainer.devices"),
     ],

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alignkit.mistakes import UsageError
 from alignkit.planning.disk import disk
+from alignkit.planning.fitting import fitted
 from alignkit.planning.run import counted, on_gpu, run_of
 from alignkit.planning.tracking import LiveMemory, gpu_normalisation, storages, tensors_of
 from alignkit.weightless import is_weightless, stand_in
@@ -59,6 +60,26 @@ def test_epochs_become_steps() -> None:
     assert run.steps == 3 * 4
     assert run_of(config(max_steps=-1, max_epochs=3), None).steps is None
     assert run_of(config(max_steps=-1), 1000).steps == 1000  # one step of 15 batches an epoch
+
+
+def test_the_largest_batch_that_fits_keeps_the_pairs_of_a_step() -> None:
+    """A GiB a pair and 2 besides, of which 0.9 x 24 = 21.6 GiB: 16 of 8 x 32 pairs; 4 sizes are tried."""
+    asked: list[int] = []
+
+    def peak(one: dict[str, Any]) -> int:
+        asked.append(one["data"]["batch_size"])
+        assert one["data"]["batch_size"] * one["trainer"]["accumulate_grad_batches"] == 256
+        return (2 + asked[-1]) * 2**30
+
+    given = config()
+    found = fitted(given, 24, peak)
+    assert (found["data"]["batch_size"], found["trainer"]["accumulate_grad_batches"]) == (16, 16)
+    assert (given["data"]["batch_size"], found["optimizer"]) == (8, given["optimizer"])
+    assert len(asked) <= 4
+    with pytest.raises(
+        UsageError, match=r"--fit-memory 3: a batch of one pair takes 3 GiB, and 90% of 3 GiB"
+    ):
+        fitted(given, 3, peak)
 
 
 def test_ties_count_where_they_are_kept() -> None:
