@@ -1,5 +1,6 @@
 """What needs the Trainer: checkpoints, averaged weights, sample grids, throughput, the progress bar."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ from alignkit.strategies import Sharded
 from alignkit.types import Batch
 
 Value = TypeVar("Value")
+# of what a step saw, by what the progress bar calls it; read again after so many seconds
+SHOWN = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+SHOWN_EVERY = 1.0
 # they leave out the Trainer's CheckpointIO, in saving or in loading
 PICKLING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
@@ -317,13 +321,19 @@ class Throughput(Onlooker):
     ) -> None:
         elapsed = time.monotonic() - self._since
         if self._pairs and elapsed > 1:
-            pl_module.log("pairs/s", self._pairs / elapsed, prog_bar=True)
+            # a tensor of the host: Lightning sends a number to the device, and waits for it
+            pl_module.log("pairs/s", torch.tensor(self._pairs / elapsed), prog_bar=True)
             self._since, self._pairs = time.monotonic(), 0
         self._pairs += len(batch.prompts) * trainer.world_size
 
 
 class ProgressBar(RichProgressBar):
     """Lightning's rich bar over the whole run, not the epoch: time spent, time left, what matters here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read_at = -math.inf
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
 
     @property
     def total_train_batches(self) -> int | float:
@@ -348,10 +358,21 @@ class ProgressBar(RichProgressBar):
         if trainer.state.fn == "validate":  # what the evaluation draws and prints comes next
             self._stop_progress()
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._read_at = -math.inf
+        super().on_train_epoch_end(trainer, pl_module)
+
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        """What this process last saw, read once a second: reading waits for the device."""
+        if time.monotonic() - self._read_at > SHOWN_EVERY:
+            told = super().get_metrics(trainer, pl_module)
+            seen = pl_module.seen if isinstance(pl_module, AlignModule) else {}
+            shown = {name: seen[key].item() for name, key in SHOWN.items() if key in seen}
+            self._shown = {**{k: v for k, v in told.items() if k != "v_num"}, **shown}
+            self._read_at = time.monotonic()
+        return self._shown
 
     def track(self, values: Sequence[Value], label: str) -> Iterator[Value]:
         """Yields the values, and shows how far that has come in a line below the run's."""

@@ -1,4 +1,4 @@
-"""`torch.compile` for the networks of a step: policy and reference, each by a callable of its own."""
+"""`torch.compile` for policy and reference, each by a callable of its own, and for who generates."""
 
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Compile:
-    """How policy and reference are compiled. Only the training and validation steps run what is compiled.
+    """How policy and reference are compiled: for training and validation steps, and for self-play.
 
     The weights stay where they are, under their names: checkpoints, averages and adapters know nothing of it.
     Inductor rounds as the uncompiled networks do: without that, what a policy computes with gradient and a

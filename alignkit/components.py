@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
+from alignkit.devices import sent
 from alignkit.noise import bernoulli, posterior
 from alignkit.types import (
     Batch,
@@ -208,7 +209,7 @@ class Backbone(nn.Module, ABC):
             ValueError: a batch without pictures and without cached latents.
         """
         device = key.id_B.device
-        dropped = bernoulli(key, "caption_dropout", self.caption_dropout).tolist()
+        dropped = bernoulli(key.on_host(), "caption_dropout", self.caption_dropout).tolist()
         prompts = tuple("" if drop else prompt for drop, prompt in zip(dropped, batch.prompts, strict=True))
         if batch.moments_KB is not None:
             mean_KBCHW, std_KBCHW = batch.moments_KB
@@ -239,8 +240,10 @@ class Backbone(nn.Module, ABC):
                 "the training and the held-out pairs; leave data.cache out, or cache a config that has it"
             )
         kept = [self.texts[prompt] for prompt in prompts]
-        text_BLD = torch.cat([text.text_BLD for text in kept]).to(device)
-        extras = {name: torch.cat([text.extras[name] for text in kept]).to(device) for name in kept[0].extras}
+        text_BLD = sent(torch.cat([text.text_BLD for text in kept]), device)
+        extras = {
+            name: sent(torch.cat([text.extras[name] for text in kept]), device) for name in kept[0].extras
+        }
         return Text(text_BLD, extras)
 
     def prompt_limit(self) -> PromptLimit | None:

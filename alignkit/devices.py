@@ -1,8 +1,9 @@
-"""Devices as the command line names them."""
+"""Devices as the command line names them, and what is sent to them."""
 
 import argparse
 
 import torch
+from torch import Tensor
 
 
 def device(said: str) -> str:
@@ -31,3 +32,10 @@ def available() -> dict[str, int]:
     if accelerator is not None and torch.accelerator.is_available():
         found[accelerator.type] = torch.accelerator.device_count()
     return found
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a GPU is not waited for."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -29,6 +29,7 @@ from alignkit.components import (
 from alignkit.data import AlignData
 from alignkit.data.bank.checking import TOLERANCE, BankCheck
 from alignkit.data.cache.store import Cache
+from alignkit.devices import sent
 from alignkit.distributed import averaged
 from alignkit.policy import BoundDenoiser, ReferenceDenoiser, has_adapters, own_reference
 from alignkit.resuming import Resuming
@@ -57,6 +58,7 @@ class AlignModule(pl.LightningModule):
         compile: how policy and reference are compiled; not at all without it.
 
     Attributes:
+        compiled: gives networks as they are to be run, compiled or not.
         resuming: what checkpoints hold to go on from; may be replaced until a run begins.
 
     Raises:
@@ -91,7 +93,7 @@ class AlignModule(pl.LightningModule):
         self.skipped: Tensor | None = None
         self.outcome: dict[str, Any] = {}
         self._snapshots = Snapshots(weighting.snapshots) if weighting and weighting.snapshots else None
-        self._compiled = Compiled(compile)
+        self.compiled = Compiled(compile)
         self._start_checked = False
         self._bank_check = BankCheck()
         self.resuming = Resuming()
@@ -105,7 +107,7 @@ class AlignModule(pl.LightningModule):
         """
         data = getattr(self.trainer, "datamodule", None)
         cache, bank = (data.opened_cache, data.opened_bank) if isinstance(data, AlignData) else (None, None)
-        precision, how = str(self.trainer.precision), self.how_compiled
+        precision, how = str(self.trainer.precision), self.compiled.how
         rules.check(self._parts()._replace(precision=precision, compile=how, banked=bank is not None))
         check_strategy(self.trainer.strategy)
         if cache is not None:
@@ -141,7 +143,7 @@ class AlignModule(pl.LightningModule):
         return [*own, *([self._snapshots] if self._snapshots else []), self._bank_check, self.resuming]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        key = Key(self.seed, batch.id_B, batch.visit_B)
+        key = batch.key(self.seed)
         encoded = self._encode(batch, key)
         policy, reference = self._denoisers(encoded)
         sample = self.sampler(batch, encoded, policy, reference, key=key)
@@ -155,7 +157,7 @@ class AlignModule(pl.LightningModule):
     @torch.no_grad()
     def score_reference(self, batch: Batch) -> Scored:
         """What the reference says of a batch, of a policy that still is the reference."""
-        key = Key(self.seed, batch.id_B, batch.visit_B)
+        key = batch.key(self.seed)
         encoded = self._encode(batch, key)
         policy, reference = self._denoisers(encoded)
         assert reference is not None
@@ -215,11 +217,6 @@ class AlignModule(pl.LightningModule):
             return nullcontext(self.backbone.build_policy().eval().to(self.device))
         return self.reference.network()
 
-    @property
-    def how_compiled(self) -> Compile | None:
-        """How policy and reference are compiled."""
-        return self._compiled.how
-
     def whole_policy(self, *, wanted: bool = True) -> nn.Module:
         """The policy, as one that runs without the other processes; every process must ask.
 
@@ -276,16 +273,16 @@ class AlignModule(pl.LightningModule):
         encoded = self.backbone.encode(batch, key=key)
         if self.conditioner is None:
             return encoded
-        tokens_BLD = self.conditioner(batch, key=key).to(encoded.text_BLD.device)
+        tokens_BLD = sent(self.conditioner(batch, key=key), encoded.text_BLD.device)
         return encoded._replace(tokens_BLD=tokens_BLD)
 
     def _denoisers(self, encoded: Encoded) -> tuple[Denoiser, Denoiser | None]:
         assert self.policy is not None
-        policy = BoundDenoiser(self.backbone, self._compiled("policy", self.policy), encoded)
+        policy = BoundDenoiser(self.backbone, self.compiled("policy", self.policy), encoded)
         if self.reference is None:
             return policy, None
         untold = encoded._replace(tokens_BLD=None)
-        return policy, ReferenceDenoiser(self.backbone, self.reference, untold, self._compiled)
+        return policy, ReferenceDenoiser(self.backbone, self.reference, untold, self.compiled)
 
     def _score(
         self,
@@ -335,17 +332,12 @@ class AlignModule(pl.LightningModule):
         if not self._start_checked:
             self._check_start(loss)
         if self._is_logged():  # only then: the processes wait for each other
-            means = averaged(means)
-        self.log_dict({k: v for k, v in means.items() if k != "loss"}, batch_size=count)
-        self.log("loss", means["loss"], prog_bar=True, batch_size=count)
-        for short, name in (("margin", "rewards/margins"), ("accuracy", "rewards/accuracies")):
-            if name in means:
-                self.log(short, means[name], prog_bar=True, logger=False, batch_size=count)
+            self.log_dict(averaged(means), batch_size=count)
 
     def _is_logged(self) -> bool:
         """Whether loggers write down the optimizer step that this batch is of."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.global_step + 1) % every == 0
+        return every > 0 and ((self.global_step + 1) % every == 0 or self.trainer.should_stop)
 
     def _check_start(self, loss: Loss) -> None:
         """Before the first step the policy is the reference: its margin is 0 and its loss is known.

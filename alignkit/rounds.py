@@ -216,8 +216,9 @@ class Rounds(pl.Callback):
         bar = trainer.progress_bar_callback
         shown = bar.track(missing, f"generating, {title}") if isinstance(bar, ProgressBar) else iter(missing)
         with module.whole_reference() as network, evaluating(network):
+            generator = module.compiled("generator", network)
             for chunk in paced(trainer, shown, len(missing)):
-                rollouts.generate(chunk, module.backbone, network, trainer.precision_plugin)
+                rollouts.generate(chunk, module.backbone, generator, trainer.precision_plugin)
         trainer.strategy.barrier("rollouts")
         if missing:
             rank_zero_info(f"{title}: generated in {time.monotonic() - started:.0f} s")

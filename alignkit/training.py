@@ -242,6 +242,11 @@ class CLI(LightningCLI):
             config = self.config[self._command].as_dict()
             self.model.resuming = resuming.Resuming(config, self._allowed)
 
+    def text(self) -> str:
+        """The whole config, as ``--print_config`` shows it."""
+        told: str = self._parser(self._command).dump(self.config[self._command])
+        return told
+
     def _run_subcommand(self, subcommand: str) -> None:
         if self._only_read:
             return
@@ -453,6 +458,8 @@ def quiet_libraries() -> None:
     # norms stay float32 in mixed precision
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # steps are counted over epochs
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     # a run that resumes goes on in its folder, and one that validates has its own
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message="The dirpath has changed from .*")

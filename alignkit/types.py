@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from alignkit.devices import sent
 
 # what a batch holds of each pair: both, winner first; the winner alone; or one of the two, by a fixed coin
 Reads = Literal["pair", "winner", "either"]
@@ -61,6 +65,7 @@ class Batch(NamedTuple):
             resizing, in pixels; int64. None: the whole of a picture of the batch's size.
         moments_KB: cached latents of the candidates, with K, B in place of N; None where pictures are read.
         ref_logp_KB: what the reference says of the candidates, where a bank knows; float32.
+        host_B2: ids and visits, where the host reads them without waiting for a device; None: not kept.
     """
 
     image_KBCHW: Tensor | None
@@ -72,6 +77,11 @@ class Batch(NamedTuple):
     frame_KB4: Tensor | None = None
     moments_KB: Moments | None = None
     ref_logp_KB: Tensor | None = None
+    host_B2: NDArray[np.int64] | None = None
+
+    def key(self, seed: int) -> Key:
+        """Names the draws of its prompts."""
+        return Key(seed, self.id_B, self.visit_B, self.host_B2)
 
     def at(self, places: Sequence[int]) -> Batch:
         """Some of its prompts, in the given order."""
@@ -90,6 +100,7 @@ class Batch(NamedTuple):
             if self.moments_KB is None
             else Moments(*(part[:, rows] for part in self.moments_KB)),
             ref_logp_KB=None if ref_logp_KB is None else ref_logp_KB[:, rows],
+            host_B2=None if self.host_B2 is None else self.host_B2[rows],
         )
 
 
@@ -154,15 +165,30 @@ class Schedule(NamedTuple):
 
     def levels(self, t_KB: Tensor) -> tuple[Tensor, Tensor]:
         """``alpha`` and ``sigma`` of the given steps, on their device."""
-        return self.alpha_T.to(t_KB.device)[t_KB], self.sigma_T.to(t_KB.device)[t_KB]
+        return sent(self.alpha_T, t_KB.device)[t_KB], sent(self.sigma_T, t_KB.device)[t_KB]
 
 
 class Key(NamedTuple):
-    """Names every random draw of a batch: see ``alignkit.noise``."""
+    """Names every random draw of a batch: see ``alignkit.noise``.
+
+    Args:
+        seed: the run's.
+        id_B: of the records.
+        visit_B: how often each was seen before.
+        host_B2: both of them, as in ``Batch``.
+    """
 
     seed: int
     id_B: Tensor
     visit_B: Tensor
+    host_B2: NDArray[np.int64] | None = None
+
+    def on_host(self) -> Key:
+        """Names the same draws, for those that the host must know: it need not wait for a device."""
+        if self.host_B2 is None:
+            return self
+        id_B, visit_B = torch.from_numpy(self.host_B2).unbind(1)
+        return Key(self.seed, id_B, visit_B)
 
 
 class Sample(Protocol):

@@ -8,7 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
 
 from alignkit.components import PairSource
@@ -192,6 +194,18 @@ class AlignData(pl.LightningDataModule):
             named=pairs.name,
             worker_timeout=self.worker_timeout,
         )
+
+    def on_before_batch_transfer(
+        self, batch: Batch | StoredBatch, dataloader_idx: int
+    ) -> Batch | StoredBatch:
+        """Keeps what the host must know of a batch, and lets a GPU fetch the rest while others work."""
+        plain = batch.batch if isinstance(batch, StoredBatch) else batch
+        kept = plain._replace(host_B2=torch.stack([plain.id_B, plain.visit_B], dim=1).numpy())
+        found = batch._replace(batch=kept) if isinstance(batch, StoredBatch) else kept
+        if self.trainer is None or self.trainer.strategy.root_device.type != "cuda":
+            return found
+        pinned: Batch | StoredBatch = apply_to_collection(found, torch.Tensor, torch.Tensor.pin_memory)
+        return pinned
 
     def on_after_batch_transfer(self, batch: Batch | StoredBatch, dataloader_idx: int) -> Batch:
         return batch.opened() if isinstance(batch, StoredBatch) else batch

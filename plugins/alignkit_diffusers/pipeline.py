@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from alignkit import Backbone, Moments, PromptLimit
 from alignkit.averages import trainable
+from alignkit.devices import sent
 from alignkit.policy import LoRA, Outside, has_adapters
 from alignkit.weightless import is_weightless
 from alignkit_diffusers.adapters import DTYPES, FrozenDtype, add_adapters, check_targets, hold_frozen
@@ -304,7 +305,7 @@ class PipelineBackbone(Backbone):
         token_BL: Tensor = maker(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
-        return token_BL.to(device)
+        return sent(token_BL, device)
 
     def _frozen(self, kind: Any, part: str, device: torch.device) -> Any:
         """A part that is never trained, in float32 on the device; loaded when it is first asked for."""

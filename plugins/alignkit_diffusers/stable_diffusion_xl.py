@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from alignkit import Batch, Encoded, Text
+from alignkit.devices import sent
 from alignkit_diffusers.unet import UNetPipeline
 
 
@@ -54,7 +55,7 @@ class StableDiffusionXL(UNetPipeline):
         text_BLD = torch.cat([part.hidden_states[-2] for part in said], dim=-1)
         pooled_BD = said[1].text_embeds
         if self._zeros:
-            told_B = torch.tensor([float(prompt != "") for prompt in prompts], device=device)
+            told_B = sent(torch.tensor([float(prompt != "") for prompt in prompts]), device)
             text_BLD, pooled_BD = text_BLD * told_B[:, None, None], pooled_BD * told_B[:, None]
         return Text(text_BLD, {"pooled_BD": pooled_BD})
 
@@ -103,5 +104,5 @@ class StableDiffusionXL(UNetPipeline):
     def _whole(self, latent_KBCHW: Tensor) -> Tensor:
         """What SDXL is told of pictures that were neither resized nor cropped, float32, (B, K, 6)."""
         height, width = (self._pixels_per_latent * side for side in latent_KBCHW.shape[-2:])
-        size_6 = torch.tensor([height, width, 0, 0, height, width], device=latent_KBCHW.device).float()
+        size_6 = sent(torch.tensor([height, width, 0, 0, height, width]).float(), latent_KBCHW.device)
         return size_6.expand(latent_KBCHW.shape[1], latent_KBCHW.shape[0], -1)

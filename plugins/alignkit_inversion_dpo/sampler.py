@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from alignkit import Batch, Denoiser, Encoded, Key, Sampler
+from alignkit.devices import sent
 from alignkit.functional import add_noise, to_v
 from alignkit.noise import uniform
 from alignkit_inversion_dpo.functional import Spacing, anchored_target, deviation_weight, weighted_mean
@@ -224,9 +225,9 @@ def _drawn(
     index_MB = uniform(key, "points", total).argsort(1)[:, :count].sort(1).values.T.to(device)
     x_MBKCHW = path_PKBCHW[index_MB, :, torch.arange(prompts, device=device)]
     x_KBCHW = x_MBKCHW.movedim(2, 0).flatten(0, 1)
-    t_MB = torch.tensor([transition.step for transition in grid], device=device)[index_MB]
+    t_MB = sent(torch.tensor([transition.step for transition in grid]), device)[index_MB]
     levels = [transition.level_to for transition in grid]
-    level_MB = torch.tensor(levels, dtype=torch.float64, device=device)[index_MB]
+    level_MB = sent(torch.tensor(levels, dtype=torch.float64), device)[index_MB]
     source_PB = (uniform(key, "sources", total) * candidates).long().T.to(device)
     return _Drawn(
         x_KBCHW, t_MB.repeat(candidates, 1), level_MB.repeat(candidates, 1), source_PB.gather(0, index_MB)

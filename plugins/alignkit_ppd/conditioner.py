@@ -172,10 +172,11 @@ class UserTokens(Conditioner):
         return self._users
 
     def forward(self, batch: Batch, *, key: Key) -> Tensor:
+        key = key.on_host()
         drawn = uniform(key, "user set")[:, 0].tolist()
         dropped = bernoulli(key, "user dropout", self.dropout if self.training else 0.0).tolist()
         told = []
-        for i, (user, query) in enumerate(zip(batch.users, batch.id_B.tolist(), strict=True)):
+        for i, (user, query) in enumerate(zip(batch.users, key.id_B.tolist(), strict=True)):
             places = self._support_of(user, query)
             unknown = dropped[i] or not places
             told.append(self._nobody() if unknown else self._tokens(places[int(drawn[i] * len(places))]))

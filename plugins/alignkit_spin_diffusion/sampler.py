@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alignkit import Batch, Denoiser, Encoded, Key, Noised, Sampler
+from alignkit.devices import sent
 from alignkit.noise import integers, noised, posterior
 from alignkit.rollout import Recipe, Request, Rollouts
 from alignkit.rounds import Rounds
@@ -78,9 +79,11 @@ class SelfPlay(Sampler):
 
     def _loser(self, rollouts: Rollouts, batch: Batch, winner_KBCHW: Tensor, key: Key) -> Tensor:
         """The opponent's images, encoded with the posterior noise of the winners."""
-        number_B = integers(key, "loser", self.rounds.recipe.images_per_prompt).tolist()
+        number_B = integers(key.on_host(), "loser", self.rounds.recipe.images_per_prompt).tolist()
         requests = [Request(*named) for named in zip(batch.prompts, number_B, strict=True)]
-        mean_BCHW, std_BCHW = (part.to(winner_KBCHW) for part in rollouts.moments(requests))
+        mean_BCHW, std_BCHW = (
+            sent(part.to(winner_KBCHW.dtype), winner_KBCHW.device) for part in rollouts.moments(requests)
+        )
         if winner_KBCHW.shape != (1, *mean_BCHW.shape):
             raise ValueError(
                 f"SelfPlay: latents of winners have the shape {tuple(winner_KBCHW.shape)}, those of "

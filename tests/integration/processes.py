@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from alignkit.types import Batch
 from tests.runs import environment
@@ -32,6 +36,28 @@ class SeenPairs(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         path = Path(trainer.default_root_dir, f"pairs-{trainer.global_rank}.json")
         path.write_text(json.dumps(self.seen))
+
+
+class Sent(pl.Callback):
+    """Writes down how often gradients were sent in each micro-step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[int] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if isinstance(trainer.model, DistributedDataParallel):
+            trainer.model.register_comm_hook(None, self._sending)
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.times.append(0)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        Path(trainer.default_root_dir, f"sent-{trainer.global_rank}.json").write_text(json.dumps(self.times))
+
+    def _sending(self, state: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        self.times[-1] += 1
+        return allreduce_hook(state, bucket)
 
 
 class Together:

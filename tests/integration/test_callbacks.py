@@ -3,11 +3,14 @@
 from pathlib import Path
 from unittest.mock import Mock
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
-from alignkit.callbacks import EMA, SampleGrid
+from alignkit import Batch
+from alignkit.callbacks import EMA, ProgressBar, SampleGrid
 from alignkit.evaluation import Evaluation
 from alignkit.module import AlignModule
 from alignkit_diffusers.stable_diffusion import StableDiffusion
@@ -76,3 +79,53 @@ def test_validation_alone_keeps_the_average_for_the_evaluation_that_follows(modu
 def test_settings_out_of_range_are_refused(build: type, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_bar_reads_what_a_step_saw_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading waits for the device, so that no step in between may."""
+    now = [100.0]
+    monkeypatch.setattr("alignkit.callbacks.time.monotonic", lambda: now[0])
+    bar, module = ProgressBar(), Mock(spec=AlignModule)
+    trainer = Mock(progress_bar_metrics={"pairs/s": 7.0}, loggers=[])
+    module.seen = {"loss": torch.tensor(0.5), "rewards/margins": torch.tensor(0.25), "trained": None}
+    assert bar.get_metrics(trainer, module) == {"pairs/s": 7.0, "loss": 0.5, "margin": 0.25}
+    now[0], module.seen = 100.9, {"loss": Mock(item=Mock(side_effect=AssertionError))}
+    assert bar.get_metrics(trainer, module)["loss"] == 0.5
+    now[0], module.seen = 101.1, {"loss": torch.tensor(0.125)}
+    assert bar.get_metrics(trainer, module) == {"pairs/s": 7.0, "loss": 0.125}
+
+
+class Logged(pl.Callback):
+    """Keeps what the loggers could be told after each batch."""
+
+    def __init__(self) -> None:
+        self.names: list[set[str]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        results = trainer.fit_loop._results
+        self.names.append({name.removeprefix("training_step.") for name in results})
+        results.clear()
+
+
+@pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
+def test_only_the_steps_that_loggers_write_down_are_logged(module: AlignModule) -> None:
+    """Two batches a step, every second step: the third and fourth of four batches."""
+    logged = Logged()
+    pictures_KBCHW, numbers_B = torch.zeros(2, 2, 3, 32, 32), torch.arange(2)
+    batch = Batch(pictures_KBCHW, ("a pear", "an apple"), numbers_B, torch.zeros_like(numbers_B))
+    batches = DataLoader([batch] * 8, batch_size=None)
+    pl.Trainer(
+        accelerator="cpu",
+        max_steps=4,
+        accumulate_grad_batches=2,
+        log_every_n_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[logged],
+    ).fit(module, batches)
+    assert [bool(names) for names in logged.names] == [False, False, True, True] * 2
+    assert {"loss", "winner_mse", "rewards/margins"} <= logged.names[2]

@@ -55,6 +55,7 @@ MORE: dict[str, list[str]] = {
         "--config=adaptive_dpo.yaml",
         "--weighting.warmup_steps=0",
         "--trainer.accumulate_grad_batches=2",
+        "--trainer.callbacks+=tests.integration.processes.Sent",
     ],
     # 13 pairs without the ties: the last batches are of 3 and 2
     "unequal": ["--config=kto.yaml", f"{TOYS}Pairs16", "--trainer.limit_val_batches=1.0"],
@@ -181,6 +182,13 @@ def test_two_processes_evaluate_as_one(runs: dict[int, Path]) -> None:
         for part, figure in figures.items():
             if part != "win_rate":  # of an untrained model's pictures, all alike
                 assert theirs["scores"][measure][part] == pytest.approx(figure, abs=1e-3), (measure, part)
+
+
+def test_gradients_are_sent_once_an_optimizer_step(runs: dict[int, Path]) -> None:
+    """Not for the batches that are only accumulated."""
+    for rank in range(2):
+        times = json.loads((runs[2] / f"runs/accumulated/sent-{rank}.json").read_text())
+        assert [bool(sent) for sent in times] == [False, True] * STEPS
 
 
 def test_rounds_are_generated_once(runs: dict[int, Path]) -> None:

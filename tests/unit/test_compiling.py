@@ -104,10 +104,10 @@ def test_policy_and_reference_are_compiled_apart_though_they_are_one_network(fol
     assert module.policy is not None
     with reference.network() as network:
         assert network is module.policy
-        second = module._compiled("reference", network)
-    first = module._compiled("policy", module.policy)
+        second = module.compiled("reference", network)
+    first = module.compiled("policy", module.policy)
     assert first is not second
-    assert first is module._compiled("policy", module.policy)
+    assert first is module.compiled("policy", module.policy)
 
 
 def test_without_settings_networks_are_run_as_they_are() -> None:
@@ -122,6 +122,18 @@ def test_a_network_in_the_place_of_another_is_compiled_anew() -> None:
         found = compiled("reference", network)(x_NCHW, level_N, text_ND)
         assert torch.equal(found, network(x_NCHW, level_N, text_ND))
     assert not torch.equal(first(x_NCHW, level_N, text_ND), second(x_NCHW, level_N, text_ND))
+
+
+@pytest.mark.slow
+def test_what_a_compiled_network_generates_is_the_same(folder: str) -> None:
+    backbone = StableDiffusion(folder)
+    network = backbone.build_policy().eval()
+    options: dict[str, Any] = {"seeds": [1, 2], "num_steps": 2, "guidance": 3.0}
+    plain, compiled = (
+        backbone.generate(Compiled(how)("generator", network), ["a pear", "an apple"], **options)
+        for how in (None, EAGER)
+    )
+    assert torch.equal(plain, compiled)
 
 
 def test_what_there_is_not_is_refused() -> None:
