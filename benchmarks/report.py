@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,16 +11,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def header(title: str, *remarks: str) -> list[str]:
-    """Title, command, date, commit, hardware and versions, as lines of Markdown."""
+def header(title: str, *remarks: str, hardware: str = "") -> list[str]:
+    """Title, command, date, commit, hardware and versions, as lines of Markdown.
+
+    Args:
+        title: of the result.
+        *remarks: further lines.
+        hardware: what it ran on besides the processor.
+    """
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "lightning"))
+    machine = f"{hardware}, {processor()}" if hardware else processor()
     threads = os.environ.get("OMP_NUM_THREADS", "as many as torch chooses")
     return [
         f"# {title}",
         "",
         f"`python {' '.join(sys.argv)}`",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {processor()}, threads: {threads}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit()}, {machine}, threads: {threads}, "
         f"Python {platform.python_version()}, {versions}.",
         *remarks,
         "",
@@ -40,9 +48,18 @@ def processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
-def write(lines: Sequence[str], folder: Path, name: str) -> None:
-    """Writes a result as ``<name>_cpu_<year and month>.md``."""
+def write(lines: Sequence[str], folder: Path, name: str, where: str = "cpu", *, dated: bool = True) -> None:
+    """Writes a result as ``<name>_<where>_<year and month>.md``, or as ``<name>.md``.
+
+    Args:
+        lines: of the result.
+        folder: where it is written.
+        name: of the result.
+        where: what it ran on; a GPU's name may have any letters.
+        dated: whether its name says where and when.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}_cpu_{datetime.now(UTC):%Y%m}.md"
+    plain = re.sub(r"[^a-z0-9]+", "_", where.lower()).strip("_")
+    path = folder / (f"{name}_{plain}_{datetime.now(UTC):%Y%m}.md" if dated else f"{name}.md")
     path.write_text("\n".join(lines) + "\n")
     print(f"written to {path}")

@@ -7,13 +7,13 @@ A UNet of 12.5 million weights on latents of 16 x 16; an autoencoder whose encod
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from alignkit.testing.pipelines import tiny_tokenizer
 
@@ -39,8 +39,28 @@ def write_stack(folder: Path) -> Stack:
     """Writes pipeline and pairs."""
     stack = stack_in(folder)
     _write_pipeline(stack.pipeline)
-    _write_pairs(stack.pairs)
+    write_pairs(stack.pairs, pairs=PAIRS, pictures=2 * PAIRS, side=PICTURE)
     return stack
+
+
+def network(kind: Any, folder: Path, part: str, device: torch.device) -> Any:
+    """A network of a pipeline on a device: as it was saved, or with random weights where none were.
+
+    The same random ones at every call.
+
+    Args:
+        kind: its class.
+        folder: of the pipeline.
+        part: its sub-folder.
+        device: where it is made, too.
+    """
+    if any((folder / part).glob("*.safetensors")):
+        return kind.from_pretrained(folder, subfolder=part).to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        if issubclass(kind, PreTrainedModel):
+            return kind(kind.config_class.from_pretrained(folder, subfolder=part)).eval()
+        return kind.from_config(kind.load_config(folder, subfolder=part)).eval()
 
 
 def _write_pipeline(folder: Path) -> None:
@@ -86,16 +106,26 @@ def _write_pipeline(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _write_pairs(path: Path) -> None:
+def write_pairs(path: Path, *, pairs: int, pictures: int, side: int) -> None:
+    """Writes pairs and their pictures, JPEGs beside them.
+
+    Args:
+        path: of the list of pairs.
+        pairs: how many.
+        pictures: how many; where they are fewer than two for each pair, pairs share them, and prompts.
+        side: of a picture, pixels.
+    """
     random = np.random.default_rng(0)
     folder = path.with_name("pictures")
-    folder.mkdir()
+    folder.mkdir(parents=True)
+    for number in range(pictures):
+        coarse = Image.fromarray(random.integers(256, size=(32, 32, 3), dtype=np.uint8))
+        picture = coarse.resize((side, side), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number}.jpg", quality=90)
+    prompts = ["".join(random.choice(list("abcdefghij "), size=40)) for _ in range(min(pairs, pictures))]
     rows = []
-    for number in range(PAIRS):
-        names = [f"pictures/{number}_{side}.jpg" for side in (0, 1)]
-        for name in names:
-            coarse = Image.fromarray(random.integers(256, size=(32, 32, 3), dtype=np.uint8))
-            coarse.resize((PICTURE, PICTURE), Image.Resampling.BICUBIC).save(path.parent / name, quality=90)
-        words = "".join(random.choice(list("abcdefghij "), size=40))
-        rows.append({"prompt": words, "image_0": names[0], "image_1": names[1], "label_0": number % 2})
+    for number in range(pairs):
+        names = [f"pictures/{(2 * number + place) % pictures}.jpg" for place in (0, 1)]
+        told = prompts[number % len(prompts)]
+        rows.append({"prompt": told, "image_0": names[0], "image_1": names[1], "label_0": number % 2})
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

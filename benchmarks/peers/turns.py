@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors.torch import save_file
@@ -17,12 +17,25 @@ STEP, WEIGHTS = "step", "weights"
 VARIABLE = "ALIGNKIT_BENCHMARK_TURNS"
 
 
-class Turns:
-    """A contestant's side: it asks for its turn before each step."""
+class Step(NamedTuple):
+    """CPU seconds of a step, those of it that a loop without a Trainer would take, and its loss."""
 
-    def __init__(self) -> None:
+    seconds: float
+    inside: float
+    loss: float
+
+
+class Turns:
+    """A contestant's side: it asks for its turn before each step.
+
+    Args:
+        inside: says how much of the last step's time a loop without a Trainer would take; all without it.
+    """
+
+    def __init__(self, inside: Callable[[], float] | None = None) -> None:
         self._pipe: Any = Connection(int(os.environ[VARIABLE]))
         self._since: float | None = None
+        self._inside = inside
 
     def next(self, loss: torch.Tensor | float, policy: torch.nn.Module | None) -> None:
         """Tells what the last step took, CPU seconds of this process, and its loss; waits for the next turn.
@@ -32,8 +45,11 @@ class Turns:
             policy: whose weights may be asked for.
         """
         now = time.process_time()
+        inside = self._inside() if self._inside else None
         if self._since is not None:
-            self._pipe.send((now - self._since, float(torch.as_tensor(loss).detach())))
+            took = now - self._since
+            value = float(torch.as_tensor(loss).detach())
+            self._pipe.send(Step(took, took if inside is None else inside, value))
         while True:
             try:
                 said, *rest = self._pipe.recv()
@@ -67,11 +83,11 @@ class Contestant:
         )
         theirs.close()
 
-    def step(self) -> tuple[float, float]:
-        """CPU seconds of a step and its loss."""
+    def step(self) -> Step:
+        """Lets it do a step."""
         self._pipe.send((STEP,))
-        seconds, loss = self._pipe.recv()
-        return seconds, loss
+        step: Step = self._pipe.recv()
+        return step
 
     def write_weights(self, path: Path) -> None:
         """Has it write its weights."""
