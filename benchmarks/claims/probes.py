@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from a_dmpo import SMOOTHED
 from arms import SEEDS, TUNING_SEED, Arm
-from choice import Choice
 from d_spin import SPIN
 from f_inversion import INVERSION, PAPER, PATH
-from settings import BETA, DMPO, DPO, SFT, reported
+from settings import BETA, DMPO, DPO, SFT, dmpo, dpo, reported
 
 
 class Probe(NamedTuple):
@@ -41,9 +40,8 @@ class Probes(NamedTuple):
     probes: Sequence[Probe]
 
 
-def _chosen(suspect: str, change: str, choice: Choice, name: str) -> Sequence[Probe]:
+def _chosen(suspect: str, change: str, arm: Arm | None) -> Sequence[Probe]:
     """The arm that was chosen, which is not run again; nothing while the choice waits."""
-    arm = reported(choice, name)
     return [] if arm is None else [Probe(suspect, change, arm)]
 
 
@@ -70,9 +68,11 @@ PROBES: Mapping[str, Probes] = {
     "a": Probes(
         SEEDS,
         (
-            *_chosen("", "none: Diffusion-DPO", DPO, "dpo"),
-            *_chosen("", "none: DMPO", DMPO, "dmpo"),
-            *_chosen("our code", "the same smoothed label, the other divergence", SMOOTHED, "smoothed"),
+            *_chosen("", "none: Diffusion-DPO", dpo()),
+            *_chosen("", "none: DMPO", dmpo()),
+            *_chosen(
+                "our code", "the same smoothed label, the other divergence", reported(SMOOTHED, "smoothed")
+            ),
             Probe(
                 "the bench",
                 "Diffusion-DPO at beta 350, between two that were tried",

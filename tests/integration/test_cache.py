@@ -96,7 +96,7 @@ def test_a_cached_run_trains_the_same_weights_and_loads_no_encoder(
     monkeypatch: pytest.MonkeyPatch,
     backbone: str,
 ) -> None:
-    """To 1e-6 at the embedded default's rate, with captions dropped; drawing asks for the decoder, no more.
+    """To 5e-6, of moves of 2.5e-4, with captions dropped; drawing asks for the decoder, no more.
 
     Not bit for bit: an encoder rounds a picture otherwise in a batch of another size, and Adam makes steps of
     one size out of gradients of any.
@@ -128,7 +128,7 @@ def test_a_cached_run_trains_the_same_weights_and_loads_no_encoder(
         found = weights(run)
         assert found.keys() == expected.keys()
         for name, weight in expected.items():
-            assert_close(found[name], weight, rtol=0, atol=1e-6)
+            assert_close(found[name], weight, rtol=0, atol=5e-6)
     assert Path("drawn", "before_after.png").is_file()
 
 

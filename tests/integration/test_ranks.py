@@ -166,7 +166,7 @@ def test_two_processes_log_and_validate_as_one(name: str, runs: dict[int, Path])
     assert {("loss", step) for step in range(STEPS)} <= ours.keys()
     assert any(tag.startswith("val/") for tag, _ in ours)
     for key, value in ours.items():
-        noise = next((noise for part, noise in NOISE.items() if part in key[0]), 2e-4)
+        noise = next((noise for part, noise in NOISE.items() if part in key[0]), 5e-4)
         share = 1e-4 if key[0] == "guards/grad_norm" else 2e-5
         assert theirs[key] == pytest.approx(value, rel=share, abs=noise), key
 
