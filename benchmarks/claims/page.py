@@ -185,18 +185,18 @@ def probed(claim: Claim) -> Iterator[str]:
         return
     tuned = tuple(seeds) == (TUNING_SEED,)
     prompts = "57 prompts that were trained on" if tuned else "the prompts that are reported"
-    yield f"Training seeds {', '.join(map(str, seeds))}, on {prompts}:"
+    yield f"Fidelity is the share of the base's. Training seeds {', '.join(map(str, seeds))}, on {prompts}:"
     yield ""
-    yield "| suspect | changed | gain in utility | minus the first's | fidelity, of base | displacement |"
-    yield "|---|---|---|---|---|---|"
+    yield "| suspect | changed | gain in utility | minus the first's | fidelity | diversity | displacement |"
+    yield "|---|---|---|---|---|---|---|"
     first_SP = runs.gain(probes[0].arm.name)
     for suspect, change, arm in probes:
         share = runs.table(arm.name, FIDELITY).mean() / runs.table(BASE, FIDELITY).mean()
-        moved = of(runs, Line("", arm.name), DISPLACEMENT)
+        rest = " | ".join(of(runs, Line("", arm.name), measure) for measure in (DIVERSITY, DISPLACEMENT))
         gain_SP = runs.gain(arm.name)
         over = "" if arm == probes[0].arm else cell(interval(gain_SP - first_SP), 2)
         gain = cell(interval(gain_SP), 2)
-        yield f"| {suspect} | {change} | {gain} | {over} | {100 * share:.1f} % | {moved} |"
+        yield f"| {suspect} | {change} | {gain} | {over} | {100 * share:.1f} % | {rest} |"
     yield ""
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from a_dmpo import SMOOTHED
 from arms import SEEDS, TUNING_SEED, Arm
+from c_see import GAMMA, gammas
 from d_spin import SPIN
 from f_inversion import INVERSION, PAPER, PATH
 from settings import BETA, DMPO, DPO, SFT, dmpo, dpo, reported
@@ -43,6 +44,39 @@ class Probes(NamedTuple):
 def _chosen(suspect: str, change: str, arm: Arm | None) -> Sequence[Probe]:
     """The arm that was chosen, which is not run again; nothing while the choice waits."""
     return [] if arm is None else [Probe(suspect, change, arm)]
+
+
+def _entropy() -> Sequence[Probe]:
+    """SEE-DPO with more entropy than was tried, and where DPO is driven further; nothing while DPO waits."""
+    waiting = gammas()
+    if waiting is None:
+        return []
+    small, large = waiting.options["0.01"], waiting.options["0.3"]
+    fast = {"optimizer.lr": 2e-4}
+    return [
+        Probe("", "none: gamma 0.01", small),
+        *(
+            Probe(
+                "our code",
+                f"gamma {gamma:g}",
+                large._replace(name=f"probe_c_{gamma:g}", settings=large.settings | {GAMMA: gamma}),
+            )
+            for gamma in (1.0, 3.0)
+        ),
+        Probe(
+            "the bench",
+            "Diffusion-DPO, four times the learning rate",
+            waiting.options["0"]._replace(
+                name="probe_c_dpo_fast", settings=waiting.options["0"].settings | fast
+            ),
+        ),
+        Probe(
+            "the bench",
+            "gamma 0.3, four times the learning rate",
+            large._replace(name="probe_c_fast", settings=large.settings | fast),
+        ),
+        Probe("the claim", "gamma 0.3", large),
+    ]
 
 
 def _inversion(name: str, flip_rate: float = 0.0, **settings: object) -> Arm:
@@ -87,6 +121,7 @@ PROBES: Mapping[str, Probes] = {
             ),
         ),
     ),
+    "c": Probes((TUNING_SEED,), _entropy()),
     "d": Probes(
         (TUNING_SEED,),
         (
