@@ -59,7 +59,7 @@ def _entropy() -> Sequence[Probe]:
             Probe(
                 "our code",
                 f"gamma {gamma:g}",
-                large._replace(name=f"probe_c_{gamma:g}", settings=large.settings | {GAMMA: gamma}),
+                large._replace(name=f"probe_c_{gamma:g}", settings={**large.settings, GAMMA: gamma}),
             )
             for gamma in (1.0, 3.0)
         ),
@@ -67,13 +67,13 @@ def _entropy() -> Sequence[Probe]:
             "the bench",
             "Diffusion-DPO, four times the learning rate",
             waiting.options["0"]._replace(
-                name="probe_c_dpo_fast", settings=waiting.options["0"].settings | fast
+                name="probe_c_dpo_fast", settings={**waiting.options["0"].settings, **fast}
             ),
         ),
         Probe(
             "the bench",
             "gamma 0.3, four times the learning rate",
-            large._replace(name="probe_c_fast", settings=large.settings | fast),
+            large._replace(name="probe_c_fast", settings={**large.settings, **fast}),
         ),
         Probe("the claim", "gamma 0.3", large),
     ]
