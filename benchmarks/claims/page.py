@@ -27,7 +27,7 @@ from intervals import FAILS, HOLDS, UNDECIDED, Condition, interval, together
 from one import NUM_SHOWN, prompts_of
 from PIL import Image
 from plots import plot
-from probes import PROBES
+from probes import probes
 from registry import CLAIMS
 from run import missing, wanted
 
@@ -177,10 +177,11 @@ def of(runs: Runs, line: Line, measure: str) -> str:
 
 def probed(claim: Claim) -> Iterator[str]:
     """What was changed to find a cause, and what came of it."""
-    if claim.letter not in PROBES:
+    planned = probes()
+    if claim.letter not in planned:
         return
-    seeds, probes = PROBES[claim.letter]
-    runs = runs_of([probe.arm for probe in probes], seeds)
+    seeds, tried = planned[claim.letter]
+    runs = runs_of([probe.arm for probe in tried], seeds)
     if runs is None:
         return
     tuned = tuple(seeds) == (TUNING_SEED,)
@@ -189,12 +190,12 @@ def probed(claim: Claim) -> Iterator[str]:
     yield ""
     yield "| suspect | changed | gain in utility | minus the first's | fidelity | diversity | displacement |"
     yield "|---|---|---|---|---|---|---|"
-    first_SP = runs.gain(probes[0].arm.name)
-    for suspect, change, arm in probes:
+    first_SP = runs.gain(tried[0].arm.name)
+    for suspect, change, arm in tried:
         share = runs.table(arm.name, FIDELITY).mean() / runs.table(BASE, FIDELITY).mean()
         rest = " | ".join(of(runs, Line("", arm.name), measure) for measure in (DIVERSITY, DISPLACEMENT))
         gain_SP = runs.gain(arm.name)
-        over = "" if arm == probes[0].arm else cell(interval(gain_SP - first_SP), 2)
+        over = "" if arm == tried[0].arm else cell(interval(gain_SP - first_SP), 2)
         gain = cell(interval(gain_SP), 2)
         yield f"| {suspect} | {change} | {gain} | {over} | {100 * share:.1f} % | {rest} |"
     yield ""

@@ -98,78 +98,90 @@ def _both(name: str, beta: float, flip_rate: float = 0.0) -> Arm:
     return Arm(f"probe_g_{name}", path | {"objective": "DMPO", BETA: beta}, flip_rate=flip_rate)
 
 
-PROBES: Mapping[str, Probes] = {
-    "a": Probes(
-        SEEDS,
-        (
-            *_chosen("", "none: Diffusion-DPO", dpo()),
-            *_chosen("", "none: DMPO", dmpo()),
-            *_chosen(
-                "our code", "the same smoothed label, the other divergence", reported(SMOOTHED, "smoothed")
-            ),
-            Probe(
-                "the bench",
-                "Diffusion-DPO at beta 350, between two that were tried",
-                DPO.options["500"]._replace(name="probe_a_dpo_350", settings={BETA: 350.0}),
-            ),
-            Probe(
-                "the claim",
-                "DMPO at beta 3000, between two that were tried",
-                DMPO.options["2000"]._replace(
-                    name="probe_a_dmpo_3000", settings={"objective": "DMPO", BETA: 3000.0}
+def probes() -> Mapping[str, Probes]:
+    """Of each claim, by its letter; those that wait for a choice are left out."""
+    return {
+        "a": Probes(
+            SEEDS,
+            (
+                *_chosen("", "none: Diffusion-DPO", dpo()),
+                *_chosen("", "none: DMPO", dmpo()),
+                *_chosen(
+                    "our code",
+                    "the same smoothed label, the other divergence",
+                    reported(SMOOTHED, "smoothed"),
+                ),
+                Probe(
+                    "the bench",
+                    "Diffusion-DPO at beta 350, between two that were tried",
+                    DPO.options["500"]._replace(name="probe_a_dpo_350", settings={BETA: 350.0}),
+                ),
+                Probe(
+                    "the claim",
+                    "DMPO at beta 3000, between two that were tried",
+                    DMPO.options["2000"]._replace(
+                        name="probe_a_dmpo_3000", settings={"objective": "DMPO", BETA: 3000.0}
+                    ),
                 ),
             ),
         ),
-    ),
-    "c": Probes((TUNING_SEED,), _entropy()),
-    "d": Probes(
-        (TUNING_SEED,),
-        (
-            Probe("", "none: three rounds of 50 steps", SPIN.options["2000, 5e-05"]),
-            Probe("our code", "losers of the pairs in the winners' place", _spin("swapped", flip_rate=1.0)),
-            Probe("the bench", "losers drawn without guidance", _spin("unguided", sampler__guidance=1.0)),
-            Probe("the claim", "three rounds of 100 steps", _spin("long", steps=(100, 200, 300))),
-            Probe(
-                "the claim",
-                "SFT for 300 steps",
-                SFT.options["0.0001"]._replace(name="probe_d_sft_long", steps=(300,)),
+        "c": Probes((TUNING_SEED,), _entropy()),
+        "d": Probes(
+            (TUNING_SEED,),
+            (
+                Probe("", "none: three rounds of 50 steps", SPIN.options["2000, 5e-05"]),
+                Probe(
+                    "our code", "losers of the pairs in the winners' place", _spin("swapped", flip_rate=1.0)
+                ),
+                Probe("the bench", "losers drawn without guidance", _spin("unguided", sampler__guidance=1.0)),
+                Probe("the claim", "three rounds of 100 steps", _spin("long", steps=(100, 200, 300))),
+                Probe(
+                    "the claim",
+                    "SFT for 300 steps",
+                    SFT.options["0.0001"]._replace(name="probe_d_sft_long", steps=(300,)),
+                ),
             ),
         ),
-    ),
-    "f": Probes(
-        (TUNING_SEED,),
-        (
-            Probe("", "none: the paper's form at beta 1000", PAPER.options["1000"]),
-            Probe("our code", "every label swapped", _inversion("swapped", 1.0)),
-            Probe(
-                "our code", "four points of a path in place of one", _inversion("points", sampler__points=4)
-            ),
-            Probe("the bench", "start of the path noised", _inversion("noised", sampler__noised_start=True)),
-            Probe("the bench", "noise shared by both", _inversion("shared", sampler__shared_noise=True)),
-            Probe(
-                "the bench",
-                "learning rate 1e-5 in place of 5e-5",
-                _inversion("slow", **{"optimizer.lr": 1e-5}),
-            ),
-            Probe(
-                "the claim", "guidance 2, the released script's", _inversion("guided", sampler__guidance=2.0)
-            ),
-            Probe(
-                "the claim",
-                "the figure's loss",
-                _inversion("deviation", sampler="DDIMInversionDeviation"),
+        "f": Probes(
+            (TUNING_SEED,),
+            (
+                Probe("", "none: the paper's form at beta 1000", PAPER.options["1000"]),
+                Probe("our code", "every label swapped", _inversion("swapped", 1.0)),
+                Probe(
+                    "our code",
+                    "four points of a path in place of one",
+                    _inversion("points", sampler__points=4),
+                ),
+                Probe(
+                    "the bench", "start of the path noised", _inversion("noised", sampler__noised_start=True)
+                ),
+                Probe("the bench", "noise shared by both", _inversion("shared", sampler__shared_noise=True)),
+                Probe(
+                    "the bench",
+                    "learning rate 1e-5 in place of 5e-5",
+                    _inversion("slow", **{"optimizer.lr": 1e-5}),
+                ),
+                Probe(
+                    "the claim",
+                    "guidance 2, the released script's",
+                    _inversion("guided", sampler__guidance=2.0),
+                ),
+                Probe(
+                    "the claim",
+                    "the figure's loss",
+                    _inversion("deviation", sampler="DDIMInversionDeviation"),
+                ),
             ),
         ),
-    ),
-    "g": Probes(
-        (TUNING_SEED,),
-        (
-            Probe("", "none: DMPO with Inversion-DPO at DMPO's beta, 2000", _both("both", 2000.0)),
-            Probe("our code", "every label swapped", _both("swapped", 2000.0, 1.0)),
-            Probe("the bench", "a beta of its own: 1000", _both("1000", 1000.0)),
-            Probe("the bench", "a beta of its own: 500", _both("500", 500.0)),
-            Probe("the claim", "DMPO alone", DMPO.options["2000"]),
-            Probe("the claim", "Inversion-DPO alone", INVERSION.options["500"]),
+        "g": Probes(
+            (TUNING_SEED,),
+            (
+                Probe("", "none: DMPO with Inversion-DPO at DMPO's beta, 2000", _both("both", 2000.0)),
+                Probe("our code", "every label swapped", _both("swapped", 2000.0, 1.0)),
+                Probe("the bench", "a beta of its own: 1000", _both("1000", 1000.0)),
+                Probe("the bench", "a beta of its own: 500", _both("500", 500.0)),
+                Probe("the claim", "DMPO alone", DMPO.options["2000"]),
+                Probe("the claim", "Inversion-DPO alone", INVERSION.options["500"]),
+            ),
         ),
-    ),
-}
+    }

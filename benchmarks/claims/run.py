@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import Queue
 
 from arms import BASE_ARM, SEEDS, TUNING_SEED, Arm, path_of
-from probes import PROBES
+from probes import probes
 from registry import CLAIMS, Claim
 from sharing import Shared
 
@@ -45,10 +45,11 @@ def wanted(claims: Sequence[Claim]) -> Iterator[tuple[Arm, int]]:
 
 def probed(claims: Sequence[Claim]) -> Iterator[tuple[Arm, int]]:
     """What looks for causes, and decides nothing."""
+    planned = probes()
     for claim in claims:
-        if claim.letter in PROBES:
-            seeds, probes = PROBES[claim.letter]
-            yield from ((probe.arm, seed) for seed in seeds for probe in probes)
+        if claim.letter in planned:
+            seeds, tried = planned[claim.letter]
+            yield from ((probe.arm, seed) for seed in seeds for probe in tried)
 
 
 def missing(runs: Iterable[tuple[Arm, int]]) -> list[tuple[Arm, int]]:
