@@ -24,7 +24,6 @@ import os
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import argparse
-import math
 import multiprocessing
 import signal
 import sys
@@ -40,7 +39,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 import yaml
-from report import header, write
+from report import NOT_YET, Promise, header, keep, write
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from bare import BETA, CLIP, EPS, LR, Loop, Setting, run_floor, run_peer
@@ -61,7 +60,7 @@ PAIRS = 2048
 FIRST = 60.0
 TITLE = "Steps on a GPU"
 COMMAND = "python benchmarks/gpu.py --out benchmarks/results"
-NOT_YET, LEFT_OUT, NO_TIME = "not yet run", "left out", "left out: no time"
+LEFT_OUT, NO_TIME = "left out", "left out: no time"
 
 
 class Row(NamedTuple):
@@ -325,7 +324,7 @@ def _why(error: BaseException) -> str:
 
 
 def run_all(
-    bench: Bench, wanted: Sequence[Row], folder: Path, until: float, keep: Callable[..., None]
+    bench: Bench, wanted: Sequence[Row], folder: Path, until: float, tell: Callable[..., None]
 ) -> None:
     """Measures row after row until the time is over; tells after each what there is.
 
@@ -334,7 +333,7 @@ def run_all(
         wanted: which.
         folder: to work in.
         until: when that is, by ``time.monotonic``.
-        keep: told the ceiling and what was found.
+        tell: told the ceiling and what was found.
 
     Raises:
         RuntimeError: the device does not work.
@@ -364,12 +363,14 @@ def run_all(
             else f"{said.milliseconds[0]:.1f} ms, {len(said.milliseconds)} steps"
         )
         print(f"{row.name}: {shown} ({time.monotonic() - began:.0f} s)", flush=True)
-        keep(best, found)
+        tell(best, found)
 
 
 def table(bench: Bench, best: Ceiling | None, found: Found) -> list[str]:
     """What was found; of what was not, why."""
-    return [*promises(bench, best, found), "", *figures(bench, best, found), "", *besides(bench, found)]
+    promised = [f"| {promise.cells} |" for promise in promises(bench, best, found)]
+    lines = ["| | promised | found | kept |", "|---|---|---|---|", *promised, ""]
+    return [*lines, *figures(bench, best, found), "", *besides(bench, found)]
 
 
 def figures(bench: Bench, best: Ceiling | None, found: Found) -> list[str]:
@@ -403,9 +404,9 @@ def figures(bench: Bench, best: Ceiling | None, found: Found) -> list[str]:
     return lines
 
 
-def promises(bench: Bench, best: Ceiling | None, found: Found) -> list[str]:
+def promises(bench: Bench, best: Ceiling | None, found: Found) -> list[Promise]:
     """What is promised, and what was found of the faster one of eager and compiled."""
-    lines = ["| | promised | found | kept |", "|---|---|---|---|"]
+    promised = []
     for shape in bench.shapes:
         named = [row for row in rows((shape,)) if row.trains == FULL and row.batch == shape.wanted]
         ours = [(row, value) for row in named if not isinstance(value := found.get(row.name, ""), str)]
@@ -416,19 +417,20 @@ def promises(bench: Bench, best: Ceiling | None, found: Found) -> list[str]:
         share = reached and best and reached / best.tflops
         waited = measured and float(sum(measured.waits.values()))
         launched = over_scripts(found, row, LAUNCHED, bench.here)
-        for what, value, least, most in (
-            ("share of the matmul ceiling", share, 0.4, math.inf),
-            ("time against the floor", over_floor(found, row), 0.0, 1.03),
-            ("waits for the GPU in a step", waited, 0.0, 0.0),
-            ("times the scripts' loop as launched", launched, 3, math.inf),
-            ("times it with as many pairs", over_scripts(found, row, SCRIPTS), 1.3, math.inf),
-        ):
-            promised = f"at least {least:g}" if most == math.inf else f"at most {most:g}"
-            cells = f"{NOT_YET} | "
-            if value is not None:
-                cells = f"{value:.3g}, {how} | {'yes' if least <= value <= most else 'no'}"
-            lines.append(f"| {shape.name}, {FULL}, {_pairs(shape.wanted)}: {what} | {promised} | {cells} |")
-    return lines
+        which = f"{shape.name}, {FULL}, {_pairs(shape.wanted)}"
+        promised += [
+            Promise(f"{which}: share of the matmul ceiling", least=0.4, found=share, told=how),
+            Promise(f"{which}: time against the floor", most=1.03, found=over_floor(found, row), told=how),
+            Promise(f"{which}: waits for the GPU in a step", most=0.0, found=waited, told=how),
+            Promise(f"{which}: times the scripts' loop as launched", least=3, found=launched, told=how),
+            Promise(
+                f"{which}: times it with as many pairs",
+                least=1.3,
+                found=over_scripts(found, row, SCRIPTS),
+                told=how,
+            ),
+        ]
+    return promised
 
 
 def besides(bench: Bench, found: Found) -> list[str]:
@@ -530,6 +532,7 @@ def main() -> None:
         lines = not_yet_run(real(torch.device("cpu")))
         if options.out:
             write(lines, options.out, "gpu", dated=False)
+            keep(promises(real(torch.device("cpu")), None, {}), options.out, "gpu")
         print("\n".join(lines))
         return
     if not options.tiny and not torch.cuda.is_available():
@@ -542,7 +545,7 @@ def main() -> None:
         parser.error(f"--only {' '.join(options.only)}: no row is called so")
     lines: list[str] = []
 
-    def keep(best: Ceiling, found: Found) -> None:
+    def tell(best: Ceiling, found: Found) -> None:
         late = {row.name: LEFT_OUT for row in rows(bench.shapes)}
         said = (
             f"Ceiling in the same call: {best.tflops:.4g} TFLOP/s (bfloat16, {bench.side} x {bench.side} x "
@@ -553,9 +556,11 @@ def main() -> None:
         lines[:] = [*header(TITLE, said, hardware=best.device), *table(bench, best, {**late, **found})]
         if options.out:
             write(lines, options.out, "gpu", where=best.device)
+            if not options.tiny:
+                keep(promises(bench, best, {**late, **found}), options.out, "gpu", best.device)
 
     with tempfile.TemporaryDirectory() as name:
-        run_all(bench, wanted, Path(name), until, keep)
+        run_all(bench, wanted, Path(name), until, tell)
     print("\n".join(lines))
 
 

@@ -17,11 +17,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from clocked import Moment, clocked
 from PIL import Image
 from report import header, write
 
@@ -41,34 +41,6 @@ data:
 samples: {{num_prompts: 0}}
 trainer: {{accelerator: cpu, max_steps: 1, enable_progress_bar: false}}
 """
-# prints, when the first step is done, the seconds that it took, and memory
-FIRST_STEP = """
-import os, resource, sys, time
-import lightning.pytorch as pl
-from alignkit import callbacks
-from alignkit.cli import main
-
-def done(*_):
-    started = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
-    since = time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    # not ru_maxrss, which a process inherits from the one that started it
-    status = (line.split()[:2] for line in open("/proc/self/status"))
-    told = dict(words for words in status if words[0] in ("VmHWM:", "RssAnon:"))
-    print("FIRST", since, used.ru_utime + used.ru_stime, told["VmHWM:"], told["RssAnon:"], flush=True)
-
-callbacks.Throughput.on_train_batch_end = done
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-class Start(NamedTuple):
-    """A process up to its first step: seconds of clock and processor, MB at the peak, MB without files."""
-
-    wall: float
-    cpu: float
-    peak: float
-    own: float
 
 
 def write_pairs(path: Path, count: int) -> None:
@@ -94,16 +66,7 @@ def write_pairs(path: Path, count: int) -> None:
     pq.write_table(table, path)
 
 
-def first_step(folder: Path, *options: str) -> Start:
-    """Trains one step in a process of its own."""
-    command = [sys.executable, "-c", FIRST_STEP, "fit", "--config", "tiny.yaml", *options]
-    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FIRST"))
-    wall, cpu, peak, own = (float(value) for value in line.split()[1:])
-    return Start(wall, cpu, peak / 1000, own / 1000)
-
-
-def measured(count: int, rounds: int) -> list[tuple[str, Start]]:
+def measured(count: int, rounds: int) -> list[tuple[str, Moment]]:
     """The best of several starts, read and cached in turn."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -114,11 +77,12 @@ def measured(count: int, rounds: int) -> list[tuple[str, Start]]:
         command = [sys.executable, "-m", "alignkit.cli", "cache", "--config", "tiny.yaml", "--out", "latents"]
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         ways = {"read": (), "cached": ("--data.cache", "latents")}
-        starts: dict[str, list[Start]] = {way: [] for way in ways}
+        starts: dict[str, list[Moment]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way, options in ways.items():
-                starts[way].append(first_step(folder, *options))
-        return [(way, Start(*map(min, zip(*found, strict=True)))) for way, found in starts.items()]
+                ((first,),) = clocked(["fit", "--config", "tiny.yaml", *options], folder)
+                starts[way].append(first)
+        return [(way, Moment(*map(min, zip(*found, strict=True)))) for way, found in starts.items()]
 
 
 def main() -> None:
@@ -136,7 +100,7 @@ def main() -> None:
         "| without mapped files, MB | of the first row |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    first: dict[str, Start] = {}
+    first: dict[str, Moment] = {}
     for count in COUNTS:
         for way, start in measured(count, options.rounds):
             base = first.setdefault(way, start)

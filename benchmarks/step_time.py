@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from report import header, write
+from report import Promise, header, keep, write
 from safetensors.torch import load_file
 
 PEERS = Path(__file__).parent / "peers"
@@ -31,9 +31,11 @@ from stack import BATCH, RESOLUTION, Stack, write_stack  # noqa: E402
 from turns import Contestant, Step  # noqa: E402
 
 STEPS_TO_COMPARE, WARM_UP = 5, 2
+SCRIPTS, FLOOR = "published scripts' loop", "floor"
+READ, CACHED, BANKED = "alignkit, pictures read", "alignkit, cached", "alignkit, bank"
 LOSS_WITHIN, WEIGHTS_WITHIN = 1e-5, 1e-6
 # those that must agree, the first with each of the others; rounding of the cache sets the rest apart
-EQUAL = ("alignkit, pictures read", "published scripts' loop", "floor")
+EQUAL = (READ, SCRIPTS, FLOOR)
 
 
 def config(stack: Stack, steps: int) -> str:
@@ -73,11 +75,11 @@ def contestants(stack: Stack, folder: Path, steps: int) -> Mapping[str, Contesta
         return Contestant(PEERS / "bare.py", [str(stack.pipeline.parent), name], {})
 
     return {
-        "published scripts' loop": bare("peer"),
-        "alignkit, pictures read": ours("read", []),
-        "alignkit, cached": ours("cached", cached),
-        "alignkit, bank": ours("bank", banked),
-        "floor": bare("floor"),
+        SCRIPTS: bare("peer"),
+        READ: ours("read", []),
+        CACHED: ours("cached", cached),
+        BANKED: ours("bank", banked),
+        FLOOR: bare("floor"),
     }
 
 
@@ -122,18 +124,52 @@ def rounds(running: Mapping[str, Contestant], count: int) -> dict[str, Taken]:
     return taken
 
 
+class Ratios(NamedTuple):
+    """Medians over the rounds.
+
+    Args:
+        faster: pairs a second against the scripts' loop.
+        over: time against the floor.
+        around: what comes around a step, as a share of it.
+    """
+
+    faster: float
+    over: float
+    around: float
+
+
+def ratios(taken: Mapping[str, Taken], name: str) -> Ratios:
+    """Ratios of the same rounds."""
+    peer, floor = taken[SCRIPTS].seconds, taken[FLOOR].seconds
+    seconds, inside = taken[name]
+    return Ratios(
+        statistics.median(a / b for a, b in zip(peer, seconds, strict=True)),
+        statistics.median(b / a for a, b in zip(floor, seconds, strict=True)),
+        statistics.median(a / b - 1 for a, b in zip(seconds, inside, strict=True)),
+    )
+
+
+def promises(taken: Mapping[str, Taken]) -> list[Promise]:
+    """What is promised, and what was found."""
+    cached, banked = ratios(taken, CACHED), ratios(taken, BANKED)
+    return [
+        Promise("pairs/s from a cache, against the scripts' loop", least=1.35, found=cached.faster),
+        Promise("pairs/s with a reference bank, against the scripts' loop", least=1.75, found=banked.faster),
+        Promise("time of a step from a cache, against the floor", most=1.03, found=cached.over),
+        Promise("Trainer, loader, guards and logs, share of a step", most=0.03, found=cached.around),
+    ]
+
+
 def table(taken: Mapping[str, Taken]) -> list[str]:
     """Times, and ratios of the same rounds."""
-    peer, floor = taken["published scripts' loop"].seconds, taken["floor"].seconds
+    peer, floor = taken[SCRIPTS].seconds, taken[FLOOR].seconds
     lines = [
         "| | ms a step, least | median | pairs/s against the scripts' loop | time against the floor "
         "| Trainer, loader and guards |",
         "|---|---|---|---|---|---|",
     ]
-    for name, (seconds, inside) in taken.items():
-        faster = statistics.median(a / b for a, b in zip(peer, seconds, strict=True))
-        over = statistics.median(b / a for a, b in zip(floor, seconds, strict=True))
-        around = statistics.median(a / b - 1 for a, b in zip(seconds, inside, strict=True))
+    for name, (seconds, _) in taken.items():
+        faster, over, around = ratios(taken, name)
         least, middle = 1e3 * min(seconds), 1e3 * statistics.median(seconds)
         lines.append(
             f"| {name} | {least:.0f} | {middle:.0f} | {faster:.2f} ({min(peer) / min(seconds):.2f}) "
@@ -160,13 +196,15 @@ def main() -> None:
         check(started, folder)
         if options.check:
             return
-        lines = [
-            *header("Time of a step", "Medians of the ratios of each round; in brackets, of the least."),
-            *table(rounds(started, options.rounds)),
-        ]
+        taken = rounds(started, options.rounds)
+    lines = [
+        *header("Time of a step", "Medians of the ratios of each round; in brackets, of the least."),
+        *table(taken),
+    ]
     print("\n".join(lines))
     if options.out:
         write(lines, options.out, "step_time")
+        keep(promises(taken), options.out, "step_time")
 
 
 if __name__ == "__main__":

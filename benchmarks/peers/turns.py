@@ -89,6 +89,10 @@ class Contestant:
         step: Step = self._pipe.recv()
         return step
 
+    def status(self) -> str:
+        """What Linux says of its process: ``/proc/PID/status``."""
+        return Path(f"/proc/{self._process.pid}/status").read_text()
+
     def write_weights(self, path: Path) -> None:
         """Has it write its weights."""
         self._pipe.send((WEIGHTS, str(path)))
