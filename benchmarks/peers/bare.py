@@ -31,7 +31,7 @@ from alignkit_diffusers.adapters import add_adapters, hold_frozen
 from alignkit_sources.jsonlines import JSONLines
 
 # beta small: it multiplies what errors are rounded by, to 3e-5 of the loss at 2000
-BETA, LR, CLIP = 250.0, 1e-5, 1.0
+BETA, LR, CLIP = 100.0, 1e-5, 1.0
 # large, so that Adam makes no whole steps of what gradients of nearly 0 are rounded by
 EPS = 1e-5
 # of the floor: so many batches come again and again
