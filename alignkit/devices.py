@@ -1,9 +1,15 @@
 """Devices as the command line names them, and what is sent to them."""
 
 import argparse
+import ctypes
+import os
 
 import torch
 from torch import Tensor
+
+# of glibc's malloc.h; above this size it asks the system for every block, and cannot be told a larger one
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_BLOCK, ALL = 32 * 2**20, 2**31 - 1
 
 
 def device(said: str) -> str:
@@ -39,3 +45,17 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep the memory of freed tensors for the next ones, where networks run on the processor.
+
+    Else it goes back to the system and is asked for again at every step: page faults, 3 to 4 % of the time
+    of a step of 12.5 million weights. What the variables ``MALLOC_..._`` say is left as it is.
+    """
+    if list(available()) != ["cpu"] or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, ALL)

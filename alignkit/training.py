@@ -30,6 +30,7 @@ from alignkit.catalog import Catalog
 from alignkit.commandline import refusals
 from alignkit.data import AlignData
 from alignkit.declared import declared
+from alignkit.devices import keep_freed_memory
 from alignkit.evaluation import Evaluation
 from alignkit.guards import Guards
 from alignkit.imports import only_trusted
@@ -379,6 +380,7 @@ def run_cli(catalog: Catalog, command: str, arguments: list[str], *, only_read: 
         return absolute(expand_config(catalog, value) if isinstance(value, dict) else value, command)
 
     quiet_libraries()
+    keep_freed_memory()
     set_loader("omegaconf+", load, (yaml.YAMLError,))
     if {"-h", "--help"} & set(arguments):
         for kind in TOP_LEVEL.keys() & PLACES.keys():  # imported, they are listed as known subclasses
