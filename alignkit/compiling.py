@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
+from torch.optim import Optimizer
+
+Mode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"]
+# of the modes with CUDA graphs: what is left of them
+WITHOUT_GRAPHS: dict[str, Mode] = {
+    "reduce-overhead": "default",
+    "max-autotune": "max-autotune-no-cudagraphs",
+}
 
 
 @dataclass(frozen=True)
@@ -19,13 +28,14 @@ class Compile:
     Args:
         backend: one of ``torch._dynamo.list_backends(None)``, such as "inductor", or "eager", which compiles
             nothing and shows whether a network can be traced.
-        mode: what inductor tries; those with CUDA graphs are left out, which write every prediction over the
-            one before.
+        mode: what inductor tries. "reduce-overhead" and "max-autotune" run CUDA graphs, which spare the host
+            the launching of kernels, and pay off in small batches of fixed sizes; not yet run on a GPU.
+            Networks that generate are compiled without them.
         dynamic: compiles for all sizes at once; without it, anew for a second size and then for all.
     """
 
     backend: str = "inductor"
-    mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
+    mode: Mode = "default"
     dynamic: bool | None = None
 
     def __post_init__(self) -> None:
@@ -39,6 +49,11 @@ class Compile:
                 f"Compile: mode {self.mode!r} is inductor's, but backend is {self.backend!r}; leave one out"
             )
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether CUDA graphs are run."""
+        return self.mode in WITHOUT_GRAPHS
+
 
 class Compiled:
     """Compiles each network that it is asked for once, and keeps it outside of any module tree.
@@ -51,12 +66,38 @@ class Compiled:
         self.how = how
         self._kept: dict[str, tuple[nn.Module, nn.Module]] = {}
 
-    def __call__(self, role: str, network: nn.Module) -> nn.Module:
+    @property
+    def has_graphs(self) -> bool:
+        """Whether CUDA graphs are run."""
+        return self.how is not None and self.how.has_graphs
+
+    def begin(self) -> None:
+        """Says that a micro-step begins: graphs may write over what they computed in the one before."""
+        if self.has_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+
+    def zero_grad(self, optimizer: Optimizer | LightningOptimizer) -> None:
+        """Clears gradients; with CUDA graphs in place, where there are none, too.
+
+        A weight without a gradient would take that of a graph as its own, which the graph writes over in the
+        next micro-step: accumulated gradients were wrong without a word, or an error
+        (https://github.com/pytorch/pytorch/issues/96693, https://github.com/pytorch/pytorch/issues/169545).
+        """
+        optimizer.zero_grad(set_to_none=not self.has_graphs)
+        if self.has_graphs:
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is None:
+                        weight.grad = torch.zeros_like(weight)
+
+    def __call__(self, role: str, network: nn.Module, *, graphs: bool = True) -> nn.Module:
         """The network, or what runs in its place.
 
         Args:
             role: as what it is asked; a network with two roles is compiled for each.
             network: which.
+            graphs: whether CUDA graphs may run it: only where ``begin`` is called before what it computes is
+                no longer needed.
         """
         if self.how is None:
             return network
@@ -64,7 +105,8 @@ class Compiled:
         if kept is None or source is not network:
             options = None
             if self.how.backend == "inductor":
-                options = torch._inductor.list_mode_options(self.how.mode)
+                mode = self.how.mode if graphs else WITHOUT_GRAPHS.get(self.how.mode, self.how.mode)
+                options = torch._inductor.list_mode_options(mode)
                 options = {**options, "emulate_precision_casts": True}
             run = torch.compile(network, backend=self.how.backend, dynamic=self.how.dynamic, options=options)
             kept = cast(nn.Module, run)

@@ -1,12 +1,13 @@
 """The one LightningModule. Shape suffixes: K candidates of a prompt, best first; B prompts; C H W."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -103,13 +104,14 @@ class AlignModule(pl.LightningModule):
         """Refuses a trainer that does not go with its parts, and takes what the data's cache says of prompts.
 
         Raises:
-            ValueError: it breaks a rule, its strategy shards nothing, or the cache is of other encoders.
+            ValueError: it breaks a rule, its strategy shards nothing, or what CUDA graphs run, or the cache
+                is of other encoders.
         """
         data = getattr(self.trainer, "datamodule", None)
         cache, bank = (data.opened_cache, data.opened_bank) if isinstance(data, AlignData) else (None, None)
         precision, how = str(self.trainer.precision), self.compiled.how
         rules.check(self._parts()._replace(precision=precision, compile=how, banked=bank is not None))
-        check_strategy(self.trainer.strategy)
+        check_strategy(self.trainer.strategy, graphs=self.compiled.has_graphs)
         if cache is not None:
             self.read_from(cache)
 
@@ -143,6 +145,7 @@ class AlignModule(pl.LightningModule):
         return [*own, *([self._snapshots] if self._snapshots else []), self._bank_check, self.resuming]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.compiled.begin()
         key = batch.key(self.seed)
         encoded = self._encode(batch, key)
         policy, reference = self._denoisers(encoded)
@@ -157,6 +160,7 @@ class AlignModule(pl.LightningModule):
     @torch.no_grad()
     def score_reference(self, batch: Batch) -> Scored:
         """What the reference says of a batch, of a policy that still is the reference."""
+        self.compiled.begin()
         key = batch.key(self.seed)
         encoded = self._encode(batch, key)
         policy, reference = self._denoisers(encoded)
@@ -200,6 +204,21 @@ class AlignModule(pl.LightningModule):
             return
         weights = self.trainer.precision_plugin.main_params(optimizer)
         torch.nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Updates, and clears gradients at once: Lightning would keep them until the next backward pass."""
+        optimizer.step(closure=optimizer_closure)
+        self.compiled.zero_grad(optimizer)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Clears gradients, as compiled networks need it."""
+        self.compiled.zero_grad(optimizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained."""

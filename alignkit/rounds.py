@@ -216,7 +216,7 @@ class Rounds(pl.Callback):
         bar = trainer.progress_bar_callback
         shown = bar.track(missing, f"generating, {title}") if isinstance(bar, ProgressBar) else iter(missing)
         with module.whole_reference() as network, evaluating(network):
-            generator = module.compiled("generator", network)
+            generator = module.compiled("generator", network, graphs=False)
             for chunk in paced(trainer, shown, len(missing)):
                 rollouts.generate(chunk, module.backbone, generator, trainer.precision_plugin)
         trainer.strategy.barrier("rollouts")

@@ -79,12 +79,21 @@ def strategy(named: Any) -> Strategy | None:
     return Sharded() if isinstance(named, str) and named in NAMES else None
 
 
-def check_strategy(strategy: Strategy) -> None:
+def check_strategy(strategy: Strategy, *, graphs: bool = False) -> None:
     """Refuses Lightning's own, whose networks nobody shards: each process would train alone.
 
+    Args:
+        strategy: which.
+        graphs: whether CUDA graphs run the networks, whose weights must not move.
+
     Raises:
-        ValueError: it is that one.
+        ValueError: it is that one, or it shards what graphs run.
     """
+    if graphs and isinstance(strategy, Sharded):
+        raise ValueError(
+            "trainer.strategy fsdp gathers weights anew at every call, which CUDA graphs cannot follow; set "
+            "model.compile.mode to default or max-autotune-no-cudagraphs, or use ddp"
+        )
     if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, Sharded):
         raise ValueError(
             f"trainer.strategy: with {type(strategy).__name__} each process would train alone; use fsdp"

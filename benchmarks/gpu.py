@@ -31,8 +31,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -52,6 +53,7 @@ from alignkit.cli import main as alignkit
 from alignkit.compiling import Compile
 from alignkit_diffusers.loading import PipelineFolder
 
+EAGER, COMPILED, GRAPHS = HOW = ("eager", "compiled", "CUDA graphs")
 ALIGNKIT, FLOOR, SCRIPTS, LAUNCHED = "alignkit", "floor", "scripts' loop", "scripts' loop, as launched"
 # of the scripts' launchers; and as it is run here, where a step with an update is told from one without
 ACCUMULATED, HERE = 128, 8
@@ -68,15 +70,14 @@ class Row(NamedTuple):
 
     shape: Shape
     trains: str
-    compiled: bool
+    how: str
     batch: int
     who: str
 
     @property
     def case(self) -> str:
         """What it has in common with other contestants."""
-        how = "compiled" if self.compiled else "eager"
-        return f"{self.shape.name}, {self.trains}, {how}, {_pairs(self.batch)}"
+        return f"{self.shape.name}, {self.trains}, {self.how}, {_pairs(self.batch)}"
 
     @property
     def name(self) -> str:
@@ -90,7 +91,7 @@ class Bench(NamedTuple):
     Args:
         shapes: which models.
         plan: how each contestant is measured.
-        compile: how what is compiled is.
+        compile: how what is not eager is compiled.
         pairs: how many there are.
         workers: processes that read.
         here: micro-steps of an update, of the scripts' loop as launched.
@@ -100,7 +101,7 @@ class Bench(NamedTuple):
 
     shapes: tuple[Shape, ...]
     plan: Plan
-    compile: Compile
+    compile: Mapping[str, Compile]
     pairs: int
     workers: int
     here: int
@@ -126,20 +127,28 @@ Found = dict[str, Measured | str]
 def rows(shapes: Sequence[Shape]) -> list[Row]:
     """All that is measured, what is most wanted first."""
     cases = [
-        Row(shape, trains, compiled, batch, "")
+        Row(shape, trains, how, batch, "")
         for shape in shapes
         for trains in (FULL, LORA)
-        for compiled in (False, True)
+        for how in HOW
         for batch in shape.batches
     ]
-    cases.sort(key=lambda row: (row.batch != row.shape.wanted, row.trains != FULL, row.compiled, -row.batch))
+    cases.sort(
+        key=lambda row: (
+            row.how == GRAPHS,
+            row.batch != row.shape.wanted,
+            row.trains != FULL,
+            HOW.index(row.how),
+            -row.batch,
+        )
+    )
     return [row._replace(who=who) for row in cases for who in contestants(row)]
 
 
 def contestants(row: Row) -> list[str]:
     """Who runs in a case: published scripts compile nothing, and one of their micro-steps has one pair."""
     named = [ALIGNKIT, FLOOR]
-    if not row.compiled:
+    if row.how == EAGER:
         named.append(SCRIPTS)
         if row.trains == FULL and row.batch == row.shape.wanted:
             named.append(LAUNCHED)
@@ -149,7 +158,7 @@ def contestants(row: Row) -> list[str]:
 def prepare(bench: Bench, folder: Path, shape: Shape) -> None:
     """Writes a model without weights, pairs, and a cache of their latents."""
     write_shape(shape, folder, bench.pairs)
-    path = config(bench, folder, Row(shape, FULL, False, 1, ALIGNKIT))
+    path = config(bench, folder, Row(shape, FULL, EAGER, 1, ALIGNKIT))
     random_weights(bench.plan.device)
     told(["cache", "--config", str(path), "--out", str(folder / "latents"), "--batch-size", "4"])
 
@@ -180,7 +189,7 @@ def measure(bench: Bench, folder: Path, row: Row, done: Callable[[Any], NoReturn
         lora=row.trains == LORA,
         checkpointed=not is_floor and (row.shape.checkpointed or row.trains == LORA),
         halved=not is_floor,
-        compile=bench.compile if row.compiled else None,
+        compile=bench.compile.get(row.how),
         accumulated=bench.here if launched else 1,
         prepared=2,
     )
@@ -215,8 +224,8 @@ def config(bench: Bench, folder: Path, row: Row) -> Path:
             "gradient_clip_val": CLIP,
         },
     }
-    if row.compiled:
-        content["model"] = {"compile": {"backend": bench.compile.backend}}
+    if row.how in bench.compile:
+        content["model"] = {"compile": asdict(bench.compile[row.how])}
     path = folder / f"{row.name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -405,29 +414,30 @@ def figures(bench: Bench, best: Ceiling | None, found: Found) -> list[str]:
 
 
 def promises(bench: Bench, best: Ceiling | None, found: Found) -> list[Promise]:
-    """What is promised, and what was found of the faster one of eager and compiled."""
+    """What is promised, and what was found of the fastest one of eager, compiled and with CUDA graphs."""
     promised = []
     for shape in bench.shapes:
         named = [row for row in rows((shape,)) if row.trains == FULL and row.batch == shape.wanted]
         ours = [(row, value) for row in named if not isinstance(value := found.get(row.name, ""), str)]
         ours = [(row, value) for row, value in ours if row.who == ALIGNKIT]
         row, measured = min(ours, key=lambda one: one[1].each(1, 1), default=(named[0], None))
-        how = "compiled" if row.compiled else "eager"
         reached = None if measured is None else _tflops(row, measured)
         share = reached and best and reached / best.tflops
         waited = measured and float(sum(measured.waits.values()))
         launched = over_scripts(found, row, LAUNCHED, bench.here)
         which = f"{shape.name}, {FULL}, {_pairs(shape.wanted)}"
         promised += [
-            Promise(f"{which}: share of the matmul ceiling", least=0.4, found=share, told=how),
-            Promise(f"{which}: time against the floor", most=1.03, found=over_floor(found, row), told=how),
-            Promise(f"{which}: waits for the GPU in a step", most=0.0, found=waited, told=how),
-            Promise(f"{which}: times the scripts' loop as launched", least=3, found=launched, told=how),
+            Promise(f"{which}: share of the matmul ceiling", least=0.4, found=share, told=row.how),
+            Promise(
+                f"{which}: time against the floor", most=1.03, found=over_floor(found, row), told=row.how
+            ),
+            Promise(f"{which}: waits for the GPU in a step", most=0.0, found=waited, told=row.how),
+            Promise(f"{which}: times the scripts' loop as launched", least=3, found=launched, told=row.how),
             Promise(
                 f"{which}: times it with as many pairs",
                 least=1.3,
                 found=over_scripts(found, row, SCRIPTS),
-                told=how,
+                told=row.how,
             ),
         ]
     return promised
@@ -462,7 +472,7 @@ def over_floor(found: Found, row: Row) -> float | None:
 
 def over_scripts(found: Found, row: Row, who: str, here: int = 1) -> float | None:
     """Pairs a second against the scripts' loop, which is never compiled."""
-    case = row._replace(compiled=False, batch=row.shape.wanted if who == LAUNCHED else row.batch).case
+    case = row._replace(how=EAGER, batch=row.shape.wanted if who == LAUNCHED else row.batch).case
     ours, theirs = found.get(f"{row.case}: {ALIGNKIT}", ""), found.get(f"{case}: {who}", "")
     if isinstance(ours, str) or isinstance(theirs, str):
         return None
@@ -491,7 +501,7 @@ def _ratio(value: float | None) -> str:
 
 def _place(bench: Bench, row: Row) -> tuple[Any, ...]:
     shapes = [shape.name for shape in bench.shapes]
-    return shapes.index(row.shape.name), row.trains != FULL, row.compiled, row.batch
+    return shapes.index(row.shape.name), row.trains != FULL, HOW.index(row.how), row.batch
 
 
 def not_yet_run(bench: Bench) -> list[str]:
@@ -503,13 +513,15 @@ def not_yet_run(bench: Bench) -> list[str]:
 def real(device: torch.device) -> Bench:
     """The models as they are."""
     workers = min(8, (os.cpu_count() or 1) // 2)
-    return Bench((SD15, SDXL), Plan(device), Compile(), PAIRS, workers, HERE, side=8192, copied=4 * 2**30)
+    compiled = {COMPILED: Compile(), GRAPHS: Compile(mode="reduce-overhead")}
+    return Bench((SD15, SDXL), Plan(device), compiled, PAIRS, workers, HERE, side=8192, copied=4 * 2**30)
 
 
 def tiny() -> Bench:
     """Tiny ones, on a CPU."""
     plan = Plan(torch.device("cpu"), warm_up=1, steps=4, least=4)
-    return Bench(TINY, plan, Compile("eager"), 8, workers=0, here=2, side=64, copied=2**16)
+    compiled = {COMPILED: Compile("eager"), GRAPHS: Compile("eager")}
+    return Bench(TINY, plan, compiled, 8, workers=0, here=2, side=64, copied=2**16)
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ class Loop:
             for part in parts
         ]
         self._scheduler = DDIMScheduler.from_pretrained(stack.pipeline, subfolder="scheduler")
-        self._compiled = Compiled(setting.compile)
+        self.compiled = Compiled(setting.compile)
         self.policy: Any = self._unet().train()
         if setting.checkpointed:
             self.policy.enable_gradient_checkpointing()
@@ -163,10 +163,11 @@ class Loop:
 
     def loss(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Diffusion-DPO's, and what its scripts log."""
+        self.compiled.begin()
         with self._autocast():
-            error_KB = self._error(self._compiled("policy", self.policy), inputs)
+            error_KB = self._error(self.compiled("policy", self.policy), inputs)
         with torch.no_grad(), self._asked() as reference:
-            ref_error_KB = self._error(self._compiled("reference", reference), inputs)
+            ref_error_KB = self._error(self.compiled("reference", reference), inputs)
         gain_B = (ref_error_KB - error_KB)[0] - (ref_error_KB - error_KB)[1]
         loss = -F.logsigmoid(BETA / 2 * gain_B).mean()
         logs = {
@@ -269,11 +270,11 @@ def run_floor(loop: Loop, turns: Pacer) -> None:
     loss, step = torch.zeros(()), 0
     while True:
         turns.next(loss, loop.policy)
+        loop.compiled.zero_grad(optimizer)
         loss, _ = loop.loss(prepared[step % len(prepared)])
         loss.backward()
         nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
-        optimizer.zero_grad()
         step += 1
 
 

@@ -96,22 +96,23 @@ def test_the_bar_reads_what_a_step_saw_once_a_second(monkeypatch: pytest.MonkeyP
 
 
 class Logged(pl.Callback):
-    """Keeps what the loggers could be told after each batch."""
+    """Keeps what the loggers could be told after each batch, and which weights have gradients."""
 
     def __init__(self) -> None:
         self.names: list[set[str]] = []
+        self.graded: list[list[bool]] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         results = trainer.fit_loop._results
         self.names.append({name.removeprefix("training_step.") for name in results})
         results.clear()
+        (group,) = trainer.optimizers[0].param_groups
+        self.graded.append([weight.grad is not None for weight in group["params"]])
 
 
-@pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\)")
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
-def test_only_the_steps_that_loggers_write_down_are_logged(module: AlignModule) -> None:
-    """Two batches a step, every second step: the third and fourth of four batches."""
+@pytest.fixture
+def logged(module: AlignModule) -> Logged:
+    """Of eight batches, two a step, of which every second one is logged."""
     logged = Logged()
     pictures_KBCHW, numbers_B = torch.zeros(2, 2, 3, 32, 32), torch.arange(2)
     batch = Batch(pictures_KBCHW, ("a pear", "an apple"), numbers_B, torch.zeros_like(numbers_B))
@@ -127,5 +128,24 @@ def test_only_the_steps_that_loggers_write_down_are_logged(module: AlignModule) 
         enable_model_summary=False,
         callbacks=[logged],
     ).fit(module, batches)
+    return logged
+
+
+TRAINER_WARNS = (
+    r"ignore:.*isinstance\(treespec, LeafSpec\)",
+    "ignore:.*does not have many workers",
+    "ignore:.*have no `val_dataloader`",
+)
+
+
+@pytest.mark.filterwarnings(*TRAINER_WARNS)
+def test_only_the_steps_that_loggers_write_down_are_logged(logged: Logged) -> None:
+    """The third and fourth of four batches."""
     assert [bool(names) for names in logged.names] == [False, False, True, True] * 2
     assert {"loss", "winner_mse", "rewards/margins"} <= logged.names[2]
+
+
+@pytest.mark.filterwarnings(*TRAINER_WARNS)
+def test_gradients_are_freed_with_their_step(logged: Logged) -> None:
+    """No memory is held for them in the next forward pass; while they are accumulated there are all."""
+    assert [(any(graded), all(graded)) for graded in logged.graded] == [(True, True), (False, False)] * 4

@@ -12,6 +12,7 @@ from alignkit.averages import Average, trainable
 from alignkit.compiling import Compile, Compiled
 from alignkit.module import AlignModule
 from alignkit.policy import AdaptersOff, LoRA, Reference
+from alignkit.strategies import Sharded, check_strategy
 from alignkit.testing import ToyBackbone, toy_batch
 from alignkit.testing.pipelines import tiny_stable_diffusion
 from alignkit.testing.toys import ToyNetwork
@@ -134,6 +135,55 @@ def test_what_a_compiled_network_generates_is_the_same(folder: str) -> None:
         for how in (None, EAGER)
     )
     assert torch.equal(plain, compiled)
+
+
+def test_graphs_are_told_of_each_micro_step_and_generate_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policy and reference run CUDA graphs, which are told once a micro-step; a generator runs none."""
+    asked: list[dict[str, Any]] = []
+    begun: list[int] = []
+
+    def compiled(network: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        asked.append(options["options"])
+        return network
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    module = module_of(ToyBackbone(), Compile(mode="reduce-overhead"))
+    losses = steps(module)
+    assert losses == steps(module_of(ToyBackbone(), None))
+    assert len(begun) == len(losses)
+    assert [options["triton.cudagraphs"] for options in asked] == [True, True]
+    assert module.policy is not None
+    module.compiled("generator", module.policy, graphs=False)
+    assert "triton.cudagraphs" not in asked[-1]
+    assert Compile(mode="max-autotune").has_graphs
+    assert not Compile(mode="max-autotune-no-cudagraphs").has_graphs
+
+
+def test_with_graphs_gradients_stay_where_they_are() -> None:
+    """A weight keeps a gradient of its own; without graphs it has none between two steps."""
+    network = ToyNetwork()
+    optimizer = torch.optim.AdamW(network.parameters())
+    weights = list(network.parameters())
+    graphs, plain = Compiled(Compile(mode="reduce-overhead")), Compiled(EAGER)
+    graphs.zero_grad(optimizer)
+    own = [weight.grad for weight in weights]
+    for _ in range(2):
+        network(torch.randn(1, 3, 4, 4), torch.rand(1), torch.randn(1, 4)).sum().backward()
+    assert all(weight.grad is grad for weight, grad in zip(weights, own, strict=True))
+    assert any(bool(grad.any()) for grad in own if grad is not None)
+    graphs.zero_grad(optimizer)
+    assert all(weight.grad is grad for weight, grad in zip(weights, own, strict=True))
+    assert not any(bool(grad.any()) for grad in own if grad is not None)
+    plain.zero_grad(optimizer)
+    assert all(weight.grad is None for weight in weights)
+
+
+def test_graphs_are_not_sharded() -> None:
+    with pytest.raises(
+        ValueError, match=r"fsdp gathers weights anew .*; set model\.compile\.mode to default"
+    ):
+        check_strategy(Sharded(), graphs=True)
 
 
 def test_what_there_is_not_is_refused() -> None:
