@@ -5,6 +5,7 @@ clocked.py fit --config dmpo.yaml ...   # what ``clocked`` starts
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -17,14 +18,32 @@ from typing import Any, NamedTuple
 FOLDER = "ALIGNKIT_CLOCKED"
 
 
+class Held(NamedTuple):
+    """MB of a process.
+
+    Args:
+        peak: at the peak.
+        own: that it holds, mapped pages of files left out, which the system takes back when it needs them.
+    """
+
+    peak: float
+    own: float
+
+
+def held(status: str) -> Held:
+    """What ``/proc/PID/status`` says: unlike ``ru_maxrss``, nothing of the process that started it."""
+    told = dict(re.findall(r"^(VmHWM|RssAnon):\s+(\d+) kB$", status, flags=re.MULTILINE))
+    return Held(int(told["VmHWM"]) / 1000, int(told["RssAnon"]) / 1000)
+
+
 class Moment(NamedTuple):
     """What a process took until the end of a micro-step, imports included.
 
     Args:
         wall: seconds of clock.
         cpu: seconds of processor.
-        peak: MB at the peak.
-        own: MB that it holds, mapped pages of files left out, which the system takes back when it needs them.
+        peak: MB at the peak: see ``Held``.
+        own: MB that it holds.
     """
 
     wall: float
@@ -61,10 +80,8 @@ def _now() -> Moment:
     started = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
     since = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
     used = resource.getrusage(resource.RUSAGE_SELF)
-    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
-    # not ru_maxrss, which a process inherits from the one that started it
-    held = {words[0]: float(words[1]) / 1000 for words in lines if words[0] in ("VmHWM:", "RssAnon:")}
-    return Moment(since, used.ru_utime + used.ru_stime, held["VmHWM:"], held["RssAnon:"])
+    memory = held(Path("/proc/self/status").read_text())
+    return Moment(since, used.ru_utime + used.ru_stime, memory.peak, memory.own)
 
 
 if __name__ == "__main__":

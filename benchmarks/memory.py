@@ -14,9 +14,9 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from clocked import Held, held
 from report import header, write
 from step_time import PEERS, SCRIPTS, contestants
 
@@ -33,20 +33,6 @@ sys.path[:0] = sys.argv[1:]
 import bare, ours
 print(Path("/proc/self/status").read_text())
 """
-
-
-class Held(NamedTuple):
-    """MB of a process: between two steps, and at the peak."""
-
-    now: float
-    peak: float
-
-
-def held(status: str) -> Held:
-    """What ``/proc/PID/status`` says."""
-    lines = [line.split() for line in status.splitlines()]
-    told = {words[0]: float(words[1]) / 1000 for words in lines if words[0] in ("VmHWM:", "RssAnon:")}
-    return Held(told["RssAnon:"], told["VmHWM:"])
 
 
 def libraries() -> Held:
@@ -68,7 +54,7 @@ def measured() -> dict[str, Held]:
             for _ in range(STEPS):
                 contestant.step()
                 seen.append(held(contestant.status()))
-            told[which] = Held(statistics.median(one.now for one in seen), seen[-1].peak)
+            told[which] = Held(seen[-1].peak, statistics.median(one.own for one in seen))
         return told
 
 
@@ -80,9 +66,9 @@ def table(found: dict[str, Held]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, one in found.items():
-        besides = one.now - base.now
-        share = besides / (scripts.now - base.now)
-        lines.append(f"| {name} | {one.now:.0f} | {besides:.0f} | {share:.2f} | {one.peak:.0f} |")
+        besides = one.own - base.own
+        share = besides / (scripts.own - base.own)
+        lines.append(f"| {name} | {one.own:.0f} | {besides:.0f} | {share:.2f} | {one.peak:.0f} |")
     return lines
 
 
