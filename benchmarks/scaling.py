@@ -31,7 +31,7 @@ from step_time import PEERS, config, rounds
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(PEERS))
-from stack import PICTURE, TOKENS, WIDTH, Stack, stack_in, write_pairs, write_stack
+from stack import PICTURE, RESOLUTION, TOKENS, WIDTH, Stack, stack_in, write_pairs, write_stack
 from turns import Contestant
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -107,19 +107,21 @@ def stepping(runs: Mapping[float, Sequence[str]], count: int) -> dict[float, lis
     return {x: taken[str(x)].seconds for x in runs}
 
 
-def told(folder: Path, name: str, stack: Stack, *options: str) -> list[str]:
+def told(folder: Path, name: str, stack: Stack, *options: str, resolution: int = RESOLUTION) -> list[str]:
     """Arguments of ``alignkit fit`` on a stack."""
     path = folder / f"{name}.yaml"
-    path.write_text(config(stack, 10_000))
+    path.write_text(config(stack, 10_000, resolution))
     return ["--config", str(path), *options, "--run", str(folder / name)]
 
 
-def cached(folder: Path, stack: Stack, *options: str) -> str:
-    """Makes a cache of latents; returns the option that names it."""
-    name = "-".join(("cache", stack.pairs.stem, *options))
-    out = folder / name.replace("/", "_")
-    make = [sys.executable, "-m", "alignkit.cli", "cache", *told(folder, name, stack, *options)[:-2]]
-    subprocess.run([*make, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+def cached(folder: Path, stack: Stack, resolution: int = RESOLUTION) -> str:
+    """Makes a cache of latents, once; returns the option that names it."""
+    name = f"cache-{stack.pairs.stem}-{resolution}"
+    out = folder / name
+    if not out.exists():
+        _, path, *_ = told(folder, name, stack, resolution=resolution)
+        make = [sys.executable, "-m", "alignkit.cli", "cache", "--config", path, "--out", str(out)]
+        subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     return f"--data.cache={out}"
 
 
@@ -135,9 +137,8 @@ def over_resolution(folder: Path, count: int) -> Curve:
     """A step of one pair over the side of its latents."""
     stack, runs = few(folder), {}
     for side in RESOLUTIONS:
-        options = [f"--data.resolution={side}", "--data.batch_size=1"]
-        cache = cached(folder, stack, *options[:1])
-        runs[side // FACTOR] = told(folder, f"side{side}", stack, cache, *options)
+        options = [cached(folder, stack, side), "--data.batch_size=1"]
+        runs[side // FACTOR] = told(folder, f"side{side}", stack, *options, resolution=side)
     flops = [forward_flops(stack, side) for side in runs]
     why = "operations of a forward, 1 per pixel and more of attention"
     return Curve(

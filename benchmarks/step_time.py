@@ -38,7 +38,7 @@ LOSS_WITHIN, WEIGHTS_WITHIN = 1e-5, 1e-6
 EQUAL = (READ, SCRIPTS, FLOOR)
 
 
-def config(stack: Stack, steps: int) -> str:
+def config(stack: Stack, steps: int, resolution: int = RESOLUTION) -> str:
     """What alignkit is told."""
     return f"""
 objective: {{name: DiffusionDPO, beta: {BETA}}}
@@ -48,7 +48,7 @@ optimizer: {{name: AdamW, lr: {LR}, eps: {EPS}, fused: true}}
 data:
   train: {{name: JSONLines, path: {stack.pairs}}}
   batch_size: {BATCH}
-  resolution: {RESOLUTION}
+  resolution: {resolution}
 samples: {{num_prompts: 0}}
 trainer: {{accelerator: cpu, max_steps: {steps}, gradient_clip_val: {CLIP}}}
 """
