@@ -18,6 +18,7 @@ from alignkit.checkpoints import read
 from alignkit.evaluation import callback
 from alignkit.module import AlignModule
 from alignkit.resuming import Onlooker
+from alignkit.signals import is_told
 from alignkit.sweep import validations
 from tests.runs import TOY, environment, written
 
@@ -41,14 +42,14 @@ GRID = ("--grid", "objective.beta=20,5")
 
 
 class Waits(Onlooker):
-    """Waits after step 7, in the folder of the test, until it may go on."""
+    """Waits after step 7, in the folder of the test, until it may go on or is told to end."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == 7:
             assert isinstance(pl_module, AlignModule)
             beta = f"{pl_module.objective.beta:g}"
             Path(f"waits-{beta}").touch()
-            while not Path(f"go-{beta}").exists():
+            while not Path(f"go-{beta}").exists() and not is_told():
                 time.sleep(0.05)
 
 
@@ -382,3 +383,26 @@ def test_two_processes_share_the_trials_of_one_study(
         lines = Path(f"sweeps/tiny/trials/{number:03}/validations.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [4, 8]
         assert row["state"] in ("done", "pruned")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_worse_than_the_others_is_ended_while_it_trains(
+    alignkit: Run, config: str, tmp_path: Path
+) -> None:
+    """Its margin is nearly 0 at the first validation; it would wait for ever after that."""
+    written(tmp_path, TOY + TRAINER + WAITS)
+    betas = ("200", "400", "800", "0.001")
+    for beta in betas[:3]:
+        Path(f"go-{beta}").touch()
+    sweep = (
+        "sweep",
+        config,
+        f"--grid=objective.beta={','.join(betas)}",
+        "--metric=rewards/margins",
+        "--prune",
+    )
+    code, out, err = alignkit(*sweep)
+    assert code == 0, out + err
+    assert "trial 3 is ended: worse than the median at validation 1: " in out
+    assert [row["state"] for row in trials().values()] == ["done"] * 3 + ["pruned"]
+    assert not Path("sweeps/tiny/trials/003/summary.json").exists()

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -48,6 +49,22 @@ def test_more_files_than_may_be_open_are_read_all_the_same(
         assert torch.equal(found.read("row", list(range(COUNT))), row_N3)
     if before:
         assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_a_row_is_read_once_into_its_place_and_a_file_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of the system for a row, of its bytes alone: nothing is read ahead, mapped or copied."""
+    found, row_N3 = written(tmp_path)
+    read, opened = Mock(side_effect=os.preadv), Mock(side_effect=os.open)
+    monkeypatch.setattr(shards.os, "preadv", read)
+    monkeypatch.setattr(shards.os, "open", opened)
+    rows = [9, 0, 4, 4]
+    for _ in range(2):
+        assert torch.equal(found.read("row", rows), row_N3[rows])
+    assert opened.call_count == 3
+    sizes = [len(part) for _, (part,), _ in (call.args for call in read.call_args_list)]
+    assert sizes == [row_N3[0].nbytes] * 2 * len(rows)
 
 
 def test_it_can_be_handed_to_another_process(tmp_path: Path) -> None:
