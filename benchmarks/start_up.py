@@ -19,7 +19,7 @@ from pathlib import Path
 from clocked import clocked
 from report import Promise, header, keep, write
 
-ROUNDS = 5
+ROUNDS = 7
 HELP = ["--help"]
 COMMANDS: tuple[tuple[list[str], float], ...] = (
     (HELP, 0.5),
@@ -53,7 +53,7 @@ def row(what: str, times: Sequence[float], bar: float) -> str:
 
 
 def main() -> None:
-    """Measures each command five times and writes the table."""
+    """Measures each command and writes the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
