@@ -10,16 +10,16 @@ runs and sweep take turns, forth and back.
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from report import Promise, header, keep, write
 from safetensors.torch import load_file
+from timed import seconds_of_children
 
 BETAS = ("250", "500", "1000", "2000", "4000", "8000")
 STEPS = 50
@@ -33,14 +33,6 @@ def alignkit(*arguments: str, folder: Path) -> None:
     with (folder / "log.txt").open("a") as log:
         command = [sys.executable, "-m", "alignkit.cli", *arguments]
         subprocess.run(command, cwd=folder, check=True, stdout=log, stderr=log)
-
-
-def cpu_seconds(function: Callable[[], None]) -> float:
-    """User and system time of the processes that it starts."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    function()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def difference(folder: Path, options: Sequence[str]) -> float:
@@ -88,7 +80,7 @@ def main() -> None:
         for way in ways if number % 2 == 0 else reversed(ways):
             with tempfile.TemporaryDirectory() as name:
                 folder, run = Path(name), ways[way]
-                taken[way].append(cpu_seconds(lambda folder=folder, run=run: run(folder, timed)))
+                taken[way].append(seconds_of_children(lambda folder=folder, run=run: run(folder, timed)))
             print(f"{way}: {taken[way][-1]:.0f} s", flush=True)
     ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
     lines = [

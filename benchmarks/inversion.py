@@ -12,14 +12,13 @@ https://github.com/MIGHTYEZ/Inversion-DPO at 3e2af58).
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import torch
 from report import Promise, header, keep, write
+from timed import seconds
 from torch import Tensor, nn
 
 from alignkit import Batch, Encoded, Key
@@ -57,13 +56,6 @@ def column(batch: Batch, encoded: Encoded, k: int, b: int) -> tuple[Batch, Encod
     alone = Encoded(mean_KBCHW, encoded.text_BLD[rows], {}, mean_KBCHW, encoded.prompts[rows])
     image_KBCHW = batch.image_KBCHW[k : k + 1, rows]
     return Batch(image_KBCHW, batch.prompts[rows], batch.id_B[rows], batch.visit_B[rows]), alone
-
-
-def seconds(function: Callable[[], Tensor]) -> float:
-    """Processor time of a call."""
-    began = time.process_time()
-    function()
-    return time.process_time() - began
 
 
 def paths(num_pairs: int, num_steps: int, rounds: int) -> tuple[list[str], list[Promise]]:

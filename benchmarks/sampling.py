@@ -9,7 +9,6 @@ sample grids and self-play all draw by the function that is timed here. Inversio
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from report import Promise, header, keep, write
+from timed import seconds
 from torch import Tensor, nn
 
 from alignkit.evaluation.drawing import drawn
@@ -61,13 +61,6 @@ def one_by_one(what: Drawing, pipeline: StableDiffusionPipeline) -> Tensor:
         for prompt, seed in zip(what.prompts, what.seeds, strict=True)
     ]
     return (torch.cat(images) * 255).round() / 255
-
-
-def seconds(function: Callable[[], Tensor]) -> float:
-    """Processor time of a call."""
-    began = time.process_time()
-    function()
-    return time.process_time() - began
 
 
 def rows_seen(network: nn.Module, function: Callable[[], Tensor]) -> int:

@@ -8,7 +8,6 @@ The bars: `--help` and `list` within 0.5 s (1 s is promised), `fit --print_confi
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from clocked import clocked
 from report import Promise, header, keep, write
+from timed import seconds_of_children
 
 ROUNDS = 7
 HELP = ["--help"]
@@ -31,12 +31,9 @@ DEMO = ["fit", "--config", "dmpo.yaml"]
 HELP_WITHIN, DEMO_WITHIN = 1.0, 6.0
 
 
-def cpu_seconds(arguments: list[str]) -> float:
-    """User and system time of one run."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def run(arguments: list[str]) -> None:
+    """Runs a command."""
     subprocess.run([sys.executable, "-m", "alignkit.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def to_first_step() -> float:
@@ -67,7 +64,7 @@ def main() -> None:
     ]
     found: dict[str, float] = {}
     for arguments, bar in COMMANDS:
-        times = [cpu_seconds(arguments) for _ in range(ROUNDS)]
+        times = [seconds_of_children(lambda told=arguments: run(told)) for _ in range(ROUNDS)]
         command = f"`alignkit {' '.join(arguments)}`"
         found[command] = statistics.median(times)
         lines.append(row(command, times, bar))
