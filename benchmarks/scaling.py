@@ -36,7 +36,7 @@ from turns import Contestant
 
 BATCHES = (1, 2, 4, 8, 16)
 RESOLUTIONS = (64, 128, 256, 512)
-POINTS = (1, 2, 4, 8, 16)
+POINTS = (1, 2, 4, 8)
 PATH_STEPS = 16
 COUNTS = (1_000, 10_000, 100_000)
 RANKS = (1, 2, 4)
@@ -54,14 +54,14 @@ class Curve(NamedTuple):
         title: what grows over what.
         unit: of ``x``.
         seconds: CPU seconds at each ``x``, by round.
-        expected: exponent.
+        work: that is expected at each ``x``, in any unit.
         why: it is.
     """
 
     title: str
     unit: str
     seconds: Mapping[float, Sequence[float]]
-    expected: float
+    work: Sequence[float]
     why: str
 
     @property
@@ -79,6 +79,12 @@ class Curve(NamedTuple):
     def last(self) -> float:
         """Exponent between the last two points."""
         return exponent(list(self.seconds)[-2:], self.medians[-2:])
+
+    @property
+    def expected(self) -> tuple[float, float]:
+        """Exponents of the work: of the whole curve, and between the last two points."""
+        places = list(self.seconds)
+        return exponent(places, self.work), exponent(places[-2:], self.work[-2:])
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
@@ -130,7 +136,7 @@ def over_batch(folder: Path, count: int) -> Curve:
     stack = stack_in(folder)
     cache = cached(folder, stack)
     runs = {n: told(folder, f"batch{n}", stack, cache, f"--data.batch_size={n}") for n in BATCHES}
-    return Curve("a step", "pairs in a batch", stepping(runs, count), 1.0, "every pair is as much work")
+    return Curve("a step", "pairs in a batch", stepping(runs, count), BATCHES, "every pair is as much work")
 
 
 def over_resolution(folder: Path, count: int) -> Curve:
@@ -140,10 +146,8 @@ def over_resolution(folder: Path, count: int) -> Curve:
         options = [cached(folder, stack, side), "--data.batch_size=1"]
         runs[side // FACTOR] = told(folder, f"side{side}", stack, *options, resolution=side)
     flops = [forward_flops(stack, side) for side in runs]
-    why = "operations of a forward, 1 per pixel and more of attention"
-    return Curve(
-        "a step of one pair", "side of the latents", stepping(runs, count), exponent(list(runs), flops), why
-    )
+    why = "operations of a forward; the softmax of attention is not among them"
+    return Curve("a step of one pair", "side of the latents", stepping(runs, count), flops, why)
 
 
 def over_points(folder: Path, count: int) -> Curve:
@@ -164,13 +168,15 @@ def over_points(folder: Path, count: int) -> Curve:
         for n in POINTS
     }
     why = "every point is a forward of policy and reference"
-    return Curve("a step of Inversion-DPO", "points of a kept path", stepping(runs, count), 1.0, why)
+    return Curve("a step of Inversion-DPO", "points of a kept path", stepping(runs, count), POINTS, why)
 
 
 def over_pairs(folder: Path, count: int) -> Curve:
     """From start to first step over the pairs of the data set."""
     found = {n: [dict(first_steps(n, 1))["cached"].cpu for _ in range(count)] for n in COUNTS}
-    return Curve("start to first step", "pairs of the data set", found, 0.0, "nothing is read of most pairs")
+    return Curve(
+        "start to first step", "pairs of the data set", found, [1.0] * len(COUNTS), "most pairs are not read"
+    )
 
 
 def over_ranks(folder: Path, count: int) -> Curve:
@@ -184,9 +190,8 @@ def over_ranks(folder: Path, count: int) -> Curve:
             processes = clocked(["fit", *told(folder, f"ranks{n}-{number}", stack, *options)])
             spent = [moments[TO - 1].cpu - moments[FROM - 1].cpu for moments in processes]
             found[n].append(statistics.mean(spent) / (TO - FROM))
-    return Curve(
-        "a step of each process", "processes, as many pairs each", found, 0.0, "each has as much work"
-    )
+    same = [1.0] * len(RANKS)
+    return Curve("a step of each process", "processes", found, same, "each has as many pairs, however many")
 
 
 CURVES: dict[str, Callable[[Path, int], Curve]] = {
@@ -219,15 +224,15 @@ def forward_flops(stack: Stack, side: float) -> float:
 def table(curves: Sequence[Curve]) -> list[str]:
     """A line for each curve, and its points."""
     lines = [
-        "| CPU time of | over | exponent (least to most of the rounds) | of the last step | expected "
-        "| because |",
-        "|---|---|---|---|---|---|",
+        "| CPU time of | over | exponent (least to most of the rounds) | expected | of the last step "
+        "| expected | because |",
+        "|---|---|---|---|---|---|---|",
     ]
     for curve in curves:
-        found = curve.exponents
+        found, (whole, last) = curve.exponents, curve.expected
         lines.append(
             f"| {curve.title} | {curve.unit} | {statistics.median(found):.2f} ({min(found):.2f} to "
-            f"{max(found):.2f}) | {curve.last:.2f} | {curve.expected:.2f} | {curve.why} |"
+            f"{max(found):.2f}) | {whole:.2f} | {curve.last:.2f} | {last:.2f} | {curve.why} |"
         )
     lines += ["", "| | CPU seconds, median of the rounds |", "|---|---|"]
     for curve in curves:
@@ -249,7 +254,7 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
     for curve, axis in zip(curves, axes[0], strict=True):
         x, y = list(curve.seconds), curve.medians
         axis.loglog(x, y, "o-", label="measured")
-        axis.loglog(x, [y[-1] * (place / x[-1]) ** curve.expected for place in x], "--", label="expected")
+        axis.loglog(x, [y[-1] * work / curve.work[-1] for work in curve.work], "--", label="expected")
         axis.set_title(curve.title, fontsize=10)
         axis.set_xlabel(curve.unit)
         axis.set_xticks(x, [f"{place:,g}" for place in x], minor=False)

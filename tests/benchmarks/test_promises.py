@@ -89,8 +89,9 @@ def test_exponents_are_of_power_laws(script: Any) -> None:
     scaling = script("scaling")
     assert scaling.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     assert scaling.exponent([1_000, 100_000], [5, 5]) == pytest.approx(0)
-    curve = scaling.Curve("a step", "pairs", {1: [3.0, 4.0], 2: [4.0, 4.0], 4: [8.0, 16.0]}, 1.0, "")
+    curve = scaling.Curve("a step", "pairs", {1: [3.0, 4.0], 2: [4.0, 4.0], 4: [8.0, 16.0]}, [1, 2, 8], "")
     assert curve.medians == [3.5, 4.0, 12.0]
     assert curve.last == pytest.approx(1.585, abs=1e-3)
     # slopes of least squares over log2: (log2 8/3) / 2 and (log2 16/4) / 2
     assert curve.exponents == pytest.approx([0.7075, 1.0], abs=1e-3)
+    assert curve.expected == pytest.approx((1.5, 2.0))
