@@ -96,8 +96,8 @@ class Compiled:
         Args:
             role: as what it is asked; a network with two roles is compiled for each.
             network: which.
-            graphs: whether CUDA graphs may run it: only where ``begin`` is called before what it computes is
-                no longer needed.
+            graphs: whether CUDA graphs may run it: only where ``begin`` is called now and then, and nothing
+                that was computed before is needed after it.
         """
         if self.how is None:
             return network
