@@ -1,12 +1,16 @@
 """`torch.compile` for policy and reference, each by a callable of its own, and for who generates."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
-from torch.optim import Optimizer
+
+if TYPE_CHECKING:  # Lightning imports libraries of models
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+    from torch.optim import Optimizer
 
 Mode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune"]
 # of the modes with CUDA graphs: what is left of them

@@ -145,7 +145,6 @@ class AlignModule(pl.LightningModule):
         return [*own, *([self._snapshots] if self._snapshots else []), self._bank_check, self.resuming]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.compiled.begin()
         key = batch.key(self.seed)
         encoded = self._encode(batch, key)
         policy, reference = self._denoisers(encoded)
@@ -160,7 +159,6 @@ class AlignModule(pl.LightningModule):
     @torch.no_grad()
     def score_reference(self, batch: Batch) -> Scored:
         """What the reference says of a batch, of a policy that still is the reference."""
-        self.compiled.begin()
         key = batch.key(self.seed)
         encoded = self._encode(batch, key)
         policy, reference = self._denoisers(encoded)
@@ -296,7 +294,9 @@ class AlignModule(pl.LightningModule):
         return encoded._replace(tokens_BLD=tokens_BLD)
 
     def _denoisers(self, encoded: Encoded) -> tuple[Denoiser, Denoiser | None]:
+        """Policy and reference, asked about one batch."""
         assert self.policy is not None
+        self.compiled.begin()
         policy = BoundDenoiser(self.backbone, self.compiled("policy", self.policy), encoded)
         if self.reference is None:
             return policy, None
