@@ -53,11 +53,6 @@ class Compile:
                 f"Compile: mode {self.mode!r} is inductor's, but backend is {self.backend!r}; leave one out"
             )
 
-    @property
-    def has_graphs(self) -> bool:
-        """Whether CUDA graphs are run."""
-        return self.mode in WITHOUT_GRAPHS
-
 
 class Compiled:
     """Compiles each network that it is asked for once, and keeps it outside of any module tree.
@@ -73,7 +68,7 @@ class Compiled:
     @property
     def has_graphs(self) -> bool:
         """Whether CUDA graphs are run."""
-        return self.how is not None and self.how.has_graphs
+        return self.how is not None and self.how.mode in WITHOUT_GRAPHS
 
     def begin(self) -> None:
         """Says that a micro-step begins: graphs may write over what they computed in the one before."""

@@ -210,9 +210,10 @@ class AlignModule(pl.LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Updates, and clears gradients at once: Lightning would keep them until the next backward pass."""
+        """Updates, and frees gradients at once: Lightning would keep them until the next backward pass."""
         optimizer.step(closure=optimizer_closure)
-        self.compiled.zero_grad(optimizer)
+        if not self.compiled.has_graphs:  # which need them where they are
+            optimizer.zero_grad()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Clears gradients, as compiled networks need it."""

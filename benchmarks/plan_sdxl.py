@@ -38,7 +38,8 @@ assert SDXL.tflop is not None
 PAIR_TFLOP = SDXL.tflop[FULL]
 CEILING = 788.0
 BUS = 400.0
-SHARES = {"promised, not yet run": 0.40, "published for another model": 0.28}
+# of the ceiling: what is promised, and what was published of another model
+LIKELY, CAREFUL = 0.40, 0.28
 A100, A100_HOURS = 312.0, 2560
 COUNTED, PUBLISHED, RECORDED, DERIVED, PROMISED = "counted", "published", "recorded", "derived", "promised"
 
@@ -75,13 +76,13 @@ GIVEN = (
     ),
     Given(
         "share of the ceiling that steps reach",
-        f"{SHARES['promised, not yet run']:.0%}",
+        f"{LIKELY:.0%}",
         PROMISED,
         "[gpu.md](results/gpu.md): not yet run",
     ),
     Given(
         "the same of a UNet of Stable Diffusion 2 on 8 A100, from precomputed latents",
-        f"{SHARES['published for another model']:.0%}",
+        f"{CAREFUL:.0%}",
         DERIVED,
         "290 pictures/s at 512 x 512, README of https://github.com/mosaicml/diffusion at 066e68f",
     ),
@@ -184,7 +185,6 @@ def page() -> list[str]:
     """The plan, as lines of Markdown."""
     plans = {gpus: planned(gpus) for gpus in GPUS}
     gib, one = 2**30, plans[GPUS[0]]
-    likely, careful = SHARES.values()
 
     def row(what: str, mark: str, cell: Callable[[int], str]) -> str:
         return f"| {what} | {' | '.join(cell(gpus) for gpus in GPUS)} | {mark} |"
@@ -193,7 +193,7 @@ def page() -> list[str]:
     read = cached / PAIRS
     paper, most = STEPS * EFFECTIVE * PAIR_TFLOP / 3600 / A100 / A100_HOURS, GPUS[-1]
     encoding = encode_tflop()
-    encode = 2 * PAIRS * encoding / (likely * CEILING) / 3600
+    encode = 2 * PAIRS * encoding / (LIKELY * CEILING) / 3600
     return [
         "# An SDXL run on 8, 64 and 512 GPUs",
         "",
@@ -217,37 +217,37 @@ def page() -> list[str]:
         row("nodes x GPUs x pairs x batches", DERIVED, lambda n: _made(plans[n])),
         row("epochs", COUNTED, lambda n: f"{plans[n]['run']['epochs']:.2f}"),
         row("memory of tensors on a GPU, GiB", COUNTED, lambda n: f"{plans[n]['memory']['peak'] / gib:.1f}"),
-        row(f"arithmetic of a step at {likely:.0%}, s", DERIVED, lambda n: f"{arithmetic(n, likely):.2f}"),
-        row(f"the same at {careful:.0%}, s", DERIVED, lambda n: f"{arithmetic(n, careful):.2f}"),
+        row(f"arithmetic of a step at {LIKELY:.0%}, s", DERIVED, lambda n: f"{arithmetic(n, LIKELY):.2f}"),
+        row(f"the same at {CAREFUL:.0%}, s", DERIVED, lambda n: f"{arithmetic(n, CAREFUL):.2f}"),
         row("all-reduce of float32 gradients, s", DERIVED, lambda n: f"{all_reduce(n):.3f}"),
         row(
-            f"of a step at {likely:.0%}, if nothing of it is hidden",
+            f"of a step at {LIKELY:.0%}, if nothing of it is hidden",
             DERIVED,
-            lambda n: f"{shared(n, likely):.1%}",
+            lambda n: f"{shared(n, LIKELY):.1%}",
         ),
         row(
             "hours of the run",
             DERIVED,
-            lambda n: f"{hours(n, likely):.2g} to {hours(n, careful):.2g}",
+            lambda n: f"{hours(n, LIKELY):.2g} to {hours(n, CAREFUL):.2g}",
         ),
         row(
             "GPU hours",
             DERIVED,
-            lambda n: f"{n * hours(n, likely):.0f} to {n * hours(n, careful):.0f}",
+            lambda n: f"{n * hours(n, LIKELY):.0f} to {n * hours(n, CAREFUL):.0f}",
         ),
         row(
             "pairs/s",
             DERIVED,
-            lambda n: f"{speed(n, likely):,.0f}",
+            lambda n: f"{speed(n, LIKELY):,.0f}",
         ),
         row(
             "latents read, MB/s, all GPUs",
             DERIVED,
-            lambda n: f"{speed(n, likely) * read / 1e6:,.0f}",
+            lambda n: f"{speed(n, LIKELY) * read / 1e6:,.0f}",
         ),
         "",
         f"Once, before: {cached / 1e9:.0f} GB of latents at most (counted by `alignkit plan`; pictures that "
-        f"pairs share are stored once), {encode:.1f} GPU hours to encode them at {likely:.0%} of the ceiling "
+        f"pairs share are stored once), {encode:.1f} GPU hours to encode them at {LIKELY:.0%} of the ceiling "
         f"(derived of {encoding:.2f} TFLOP a picture, counted). A checkpoint has "
         f"{one['disk']['checkpoint'] / 1e9:.1f} GB (counted).",
         "",
@@ -256,11 +256,11 @@ def page() -> list[str]:
         f"- The published training took {A100_HOURS:,} A100 hours. The same operations are {paper:.0%} of "
         f"that at the {A100:.0f} TFLOP/s that an A100 has on paper (derived).",
         f"- With {most} GPUs a step is one batch of {BATCH} pairs for each, and takes "
-        f"{arithmetic(most, likely):.1f} s. More GPUs need smaller batches, in which launching kernels takes "
+        f"{arithmetic(most, LIKELY):.1f} s. More GPUs need smaller batches, in which launching kernels takes "
         "over, or larger steps, which is another run.",
-        f"- The all-reduce takes {shared(most, likely):.0%} of a step there if nothing of it is hidden. "
+        f"- The all-reduce takes {shared(most, LIKELY):.0%} of a step there if nothing of it is hidden. "
         "Where batches are accumulated, gradients are sent once a step (`no_sync`, tested).",
-        f"- Reading does not limit: {most} GPUs need {speed(most, likely):,.0f} pairs/s, 0.5 MB each, from "
+        f"- Reading does not limit: {most} GPUs need {speed(most, LIKELY):,.0f} pairs/s, 0.5 MB each, from "
         "all nodes together; one core reads more than 20,000 of a quarter of that size "
         "([promises.md](results/promises.md)).",
         "- How a step grows with batch, resolution, pairs, processes and points of a path was measured on "

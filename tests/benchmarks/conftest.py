@@ -1,7 +1,19 @@
 """The benchmarks are scripts: their folders are where they look for each other."""
 
+import importlib
 import sys
-from pathlib import Path
+from typing import Any
 
-CLAIMS = Path(__file__).parents[2] / "benchmarks" / "claims"
-sys.path.insert(0, str(CLAIMS))
+import pytest
+
+from tests.runs import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS / "claims"))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a benchmark by its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module

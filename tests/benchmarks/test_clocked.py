@@ -1,19 +1,17 @@
 """What benchmarks are told of processes that train: time and memory after each micro-step."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.runs import ROOT, TOY, environment, written
+from tests.runs import TOY, environment, written
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a benchmark by its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
+def _found_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
 
 
 def test_memory_is_that_of_the_process_itself(script: Any) -> None:
@@ -25,11 +23,8 @@ def test_memory_is_that_of_the_process_itself(script: Any) -> None:
 
 
 @pytest.mark.slow
-def test_every_process_tells_of_every_micro_step(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("_found_by_processes")
+def test_every_process_tells_of_every_micro_step(script: Any, tmp_path: Path) -> None:
     written(tmp_path, TOY + "\ntrainer: {accelerator: cpu, max_steps: 3, strategy: ddp, devices: 2}\n")
     told = script("clocked").clocked(["--trust", "tests", "fit", "--config", "tiny.yaml"], tmp_path)
     assert [len(moments) for moments in told] == [3, 3]
@@ -39,11 +34,8 @@ def test_every_process_tells_of_every_micro_step(
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_told_in_its_words(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("_found_by_processes")
+def test_a_run_that_fails_is_told_in_its_words(script: Any, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"alignkit fit --config none\.yaml failed: .*none\.yaml"):
         script("clocked").clocked(["fit", "--config", "none.yaml"], tmp_path)
 

@@ -1,6 +1,5 @@
 """What is promised of speed: the table is what the benchmarks have kept, and so is the plan for many GPUs."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,6 @@ import pytest
 from tests.runs import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a benchmark by its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
 
 
 def test_the_table_is_of_what_was_kept(script: Any) -> None:

@@ -156,8 +156,8 @@ def test_graphs_are_told_of_each_micro_step_and_generate_nothing(monkeypatch: py
     assert module.policy is not None
     module.compiled("generator", module.policy, graphs=False)
     assert "triton.cudagraphs" not in asked[-1]
-    assert Compile(mode="max-autotune").has_graphs
-    assert not Compile(mode="max-autotune-no-cudagraphs").has_graphs
+    assert Compiled(Compile(mode="max-autotune")).has_graphs
+    assert not Compiled(Compile(mode="max-autotune-no-cudagraphs")).has_graphs
 
 
 def test_with_graphs_gradients_stay_where_they_are() -> None:
